@@ -1,0 +1,45 @@
+# `make lab` to learn, `make test` to check everything; `make` alone lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8888
+BIN := $(VENV)/bin
+SETUP := $(PYTHON) tools/lab.py install --venv $(VENV) $(if $(KEEP_TORCH),--keep-torch)
+
+# The models are tiny: one thread each is faster than two that wait for one another.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
+.PHONY: help lab test run book lint
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+
+lab: $(VENV)/.lab  ## install what is missing and open the course in JupyterLab
+	@$(BIN)/python tools/lab.py open --venv $(VENV) --port $(PORT) $(LAB_FLAGS)
+
+test: $(VENV)/.all node_modules  ## run every test and every notebook
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile tests notebooks
+
+run: $(VENV)/.all  ## execute all notebooks and store their outputs
+	$(BIN)/python tools/notebooks.py run
+
+book: $(VENV)/.all node_modules  ## build the course as a web site in build/book
+	PATH="$(abspath $(BIN)):$$PATH" mdbook build
+
+lint: $(VENV)/.all  ## check style, notebooks included
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python tools/notebooks.py check
+
+# Stamps: the set is installed again when its description changes, and only then.
+$(VENV)/.lab: pyproject.toml constraints.txt
+	@$(SETUP) --extras lab
+	@touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt
+	@$(SETUP) --extras lab,test,site,oracles
+	@touch $(VENV)/.lab $@
+
+# KaTeX, for the book's formulas. Without Node the tests that need it are skipped and say so.
+node_modules: package.json
+	@if command -v npm >/dev/null; then npm install --ignore-scripts --no-package-lock && touch $@; \
+	else echo "KaTeX is not installed: npm is missing; install Node.js to build the book."; fi

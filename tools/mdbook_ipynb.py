@@ -1,0 +1,219 @@
+"""Turn the course's notebooks into the book's pages (an mdBook preprocessor, stdlib only).
+
+mdBook hands over its chapters as JSON; those whose path ends in `.ipynb` hold a notebook. Each comes
+back as Markdown: formulas as `<span class="math">` for KaTeX to render, code and outputs from the
+notebook as stored, figures as files named by their content.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import site_assets
+
+Json = dict[str, Any]
+
+# Code first: a dollar sign in code is not a formula. A formula never crosses an empty line.
+MATH = re.compile(
+    r"""(?P<verbatim> ^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[ ]*$
+                    | (?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)
+                    | \\\$ )
+      | \$\$(?P<display>(?:(?!\n\s*\n).)+?)\$\$
+      | \$(?P<inline>[^\s$](?:(?:(?!\n\s*\n)[^$])*[^\s$\\])?)\$(?!\d)""",
+    re.VERBOSE | re.DOTALL | re.MULTILINE,
+)
+ALT = re.compile(r"\A# alt: *(?P<text>.*(?:\n#.*)*)\n*")
+NOTEBOOK_LINK = re.compile(r"\]\((?P<stem>[\w-]+)\.ipynb(?P<anchor>#[\w-]*)?\)")
+
+
+def entities(tex: str) -> str:
+    """Write every special character as an entity, so that no rule of Markdown can touch it."""
+    plain = " 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return "".join(c if c in plain else f"&#{ord(c)};" for c in tex)
+
+
+def with_math(markdown: str) -> str:
+    """Replace the formulas of a Markdown text by elements that KaTeX renders in the browser."""
+
+    def element(match: re.Match[str]) -> str:
+        if match["verbatim"]:
+            return match[0]
+        kind = "display" if match["display"] else "inline"
+        return f'<span class="math {kind}">{entities((match[kind]).strip())}</span>'
+
+    return MATH.sub(element, markdown)
+
+
+def text_of(field: str | list[str]) -> str:
+    return field if isinstance(field, str) else "".join(field)
+
+
+class Images:
+    """The folder of figures, each named by its content; `drop_unused` removes those of old builds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.used = folder, set[str]()
+        folder.mkdir(exist_ok=True)
+
+    def element(self, png: bytes, alt: str, size: Json) -> str:
+        name = hashlib.sha256(png).hexdigest()[:16] + ".png"
+        site_assets.write(self.folder / name, png)
+        self.used.add(name)
+        width, height = struct.unpack(">II", png[16:24])
+        return (
+            f'<figure><img src="{self.folder.name}/{name}" alt="{html.escape(alt)}" '
+            f'width="{size.get("width", width)}" height="{size.get("height", height)}"></figure>'
+        )
+
+    def drop_unused(self) -> None:
+        for path in self.folder.glob("*.png"):
+            if path.name not in self.used:
+                path.unlink(missing_ok=True)
+
+
+def block(tag: str, kind: str, text: str) -> str:
+    marked = re.sub(r"\b(PASS|FAIL)\b", r'<b class="\1">\1</b>', html.escape(text.rstrip("\n")))
+    return f'<{tag} class="output {kind}">{marked}</{tag}>'
+
+
+def output_markdown(output: Json, alt: str, images: Images) -> str:
+    if output["output_type"] == "stream":
+        return block("pre", output["name"], text_of(output["text"]))
+    if output["output_type"] == "error":
+        return block("pre", "error", f"{output['ename']}: {output['evalue']}")
+    data = output["data"]
+    if "image/png" in data:
+        size = output.get("metadata", {}).get("image/png", {})
+        return images.element(base64.b64decode(text_of(data["image/png"])), alt, size)
+    if "text/html" in data:
+        # An empty line would end the HTML block and hand the rest to Markdown.
+        lines = (line for line in text_of(data["text/html"]).splitlines() if line.strip())
+        return '<div class="output html">\n' + "\n".join(lines) + "\n</div>"
+    for mime in ("text/markdown", "text/latex"):
+        if mime in data:
+            return with_math(text_of(data[mime]))
+    return block("pre", "result", text_of(data["text/plain"]))
+
+
+def fenced(source: str) -> str:
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", source))])
+    return f"{fence}python\n{source.rstrip()}\n{fence}"
+
+
+def folded(kind: str, title: str, *parts: str) -> list[str]:
+    return [f'<details class="{kind}"><summary>{title}</summary>', *parts, "</details>"]
+
+
+def code_cell(cell: Json, images: Images) -> Iterator[str]:
+    source, tags = text_of(cell["source"]), cell["metadata"].get("tags", [])
+    alt = ALT.match(source)
+    alt_text = re.sub(r"\s*\n#\s*", " ", alt["text"]) if alt else ""
+    code = fenced(source[alt.end() :] if alt else source)
+    shown = [output_markdown(output, alt_text, images) for output in cell["outputs"]]
+    yield f'<div class="{" ".join(["cell", *tags])}" id="{cell["id"]}">'
+    if "widget" in tags:
+        yield '<p class="note">In Jupyter this cell has sliders that move the figure above.</p>'
+        yield from folded("input", "Code", code)
+    elif "solution" in tags:
+        yield from folded("solution", "Solution", code, *shown)
+    elif "hide-input" in tags:
+        yield from folded("input", "Code", code)
+        yield from shown
+    else:
+        yield from (code, *shown)
+    yield "</div>"
+
+
+def markdown_cell(cell: Json) -> Iterator[str]:
+    """Yield the text with the cell's id as an anchor: its heading's id, where it has a heading."""
+    first, *rest = with_math(text_of(cell["source"])).split("\n")
+    if first.startswith("#"):
+        yield "\n".join([f"{first} {{#{cell['id']}}}", *rest])
+    else:
+        yield f'<div id="{cell["id"]}"></div>'
+        yield "\n".join([first, *rest])
+
+
+def notebook_markdown(notebook: Json, name: str, images: Images) -> str:
+    parts: list[str] = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            parts.extend(markdown_cell(cell))
+        elif cell["cell_type"] == "code" and text_of(cell["source"]).strip():
+            parts.extend(code_cell(cell, images))
+    download = f'<p class="download"><a href="{name}" download>Download this notebook</a></p>'
+    title, _, body = "\n\n".join(parts).partition("\n")
+    return f"{title}\n\n{download}\n{body}\n"
+
+
+def claims_table(path: Path) -> str:
+    """List the recorded claims: the paper's figure, the bar, and ours over every seed."""
+    lines = ["| | Claim | The paper | Bar | Ours | Seeds |", "|---|---|---|---|---|---|"]
+    for claim in json.loads(path.read_text(encoding="utf-8")):
+        bars = [
+            f"{sign} {claim[side]:g}"
+            for sign, side in ((">", "above"), ("<", "below"))
+            if claim.get(side) is not None
+        ]
+        ours = sorted(f"{value:.3g}" for value in (min(claim["values"].values()), max(claim["values"].values())))
+        cells = (
+            f"[{claim['number']}]({claim['notebook']}.ipynb#{claim['cell']})",
+            claim["statement"],
+            claim["paper"] or "–",
+            " and ".join(bars),
+            " to ".join(dict.fromkeys(ours)),
+            str(len(claim["values"])),
+        )
+        lines.append("| " + " | ".join(with_math(c).replace("|", "&#124;") for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def chapters(items: list[Any]) -> Iterator[Json]:
+    for item in items:
+        if isinstance(item, dict) and "Chapter" in item:
+            yield item["Chapter"]
+            yield from chapters(item["Chapter"]["sub_items"])
+
+
+def convert(book: Json, root: Path, source: Path) -> None:
+    images = Images(source / "images")
+    pages = [chapter for chapter in chapters(book["items"]) if chapter["path"]]
+    stems = {Path(page["path"]).stem for page in pages if page["path"].endswith(".ipynb")}
+
+    def to_page(match: re.Match[str]) -> str:
+        if match["stem"] not in stems:
+            return match[0]
+        return f"]({match['stem']}.html{match['anchor'] or ''})"
+
+    for page in pages:
+        if page["path"].endswith(".ipynb"):
+            text = notebook_markdown(json.loads(page["content"]), page["path"], images)
+        else:
+            text = with_math(page["content"])
+            if "<!-- claims -->" in text:
+                table = claims_table(root / "results" / "claims.json")
+                text = text.replace("<!-- claims -->", table)
+        page["content"] = NOTEBOOK_LINK.sub(to_page, text)
+    images.drop_unused()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["supports"]:
+        return
+    sys.stdin.reconfigure(encoding="utf-8")
+    context, book = json.load(sys.stdin)
+    root = Path(context["root"])
+    site_assets.bundle(root)
+    convert(book, root, root / context["config"]["book"]["src"])
+    json.dump(book, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

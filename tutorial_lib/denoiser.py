@@ -1,0 +1,164 @@
+"""The hub of the package: whoever looks at x_t and says what x_0, the noise or the score is.
+
+An exact denoiser (closed form for a Gaussian mixture) and a learned one are the same type, so
+every sampler, guidance rule, likelihood and loss runs on both unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tutorial_lib.mixtures import GaussianMixture
+from tutorial_lib.schedule import Level, Schedule, Time
+
+
+def _divide(value: Tensor, by: Tensor, what: str) -> Tensor:
+    if by.device.type == "cpu" and bool((by == 0).any()):
+        raise ZeroDivisionError(what)
+    return value / by
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Hold one prediction at x_t in its equivalent forms: x_0, eps, score, v.
+
+    Any form gives the others through x_t = alpha x_0 + sigma eps. Where that divides by zero
+    (x_0 from eps when alpha = 0, eps from x_0 and the score when sigma = 0) a ZeroDivisionError
+    says so. `variance_fraction` is IDDPM's extra output v in [0, 1].
+    """
+
+    xt: Tensor
+    level: Level
+    x0: Tensor
+    eps: Tensor
+    variance_fraction: Tensor | None = None
+
+    @property
+    def score(self) -> Tensor:
+        """Return grad log q(x_t) = -eps / sigma (Song et al. 2021, section 3.3)."""
+        return _divide(-self.eps, self.level.sigma, "the score needs sigma > 0: t is too small")
+
+    @property
+    def v(self) -> Tensor:
+        """Return v = alpha eps - sigma x_0 (Salimans & Ho 2022, section 4)."""
+        return self.level.alpha * self.eps - self.level.sigma * self.x0
+
+    @classmethod
+    def from_x0(cls, xt: Tensor, level: Level, x0: Tensor) -> Prediction:
+        """Read a prediction of the clean point (DDPM, Ho et al. 2020, eq. 4)."""
+        signal = level.alpha * x0
+        eps = _divide(xt - signal, level.sigma, "eps from x_0 needs sigma > 0: t is too small")
+        return cls(xt, level, x0, eps)
+
+    @classmethod
+    def from_eps(cls, xt: Tensor, level: Level, eps: Tensor) -> Prediction:
+        """Read a prediction of the noise (DDPM, Ho et al. 2020, eq. 15)."""
+        noise = level.sigma * eps
+        x0 = _divide(xt - noise, level.alpha, "x_0 from eps needs alpha > 0: there is no signal")
+        return cls(xt, level, x0, eps)
+
+    @classmethod
+    def from_score(cls, xt: Tensor, level: Level, score: Tensor) -> Prediction:
+        """Read a prediction of the score: Tweedie's formula (Efron 2011, eq. 1.4)."""
+        return cls.from_eps(xt, level, -level.sigma * score)
+
+    @classmethod
+    def from_v(cls, xt: Tensor, level: Level, v: Tensor) -> Prediction:
+        """Read a prediction of v, regular at both ends (Salimans & Ho 2022, section 4)."""
+        norm = level.alpha**2 + level.sigma**2  # 1 on a variance-preserving schedule
+        x0 = (level.alpha * xt - level.sigma * v) / norm
+        return cls(xt, level, x0, (level.sigma * xt + level.alpha * v) / norm)
+
+    def clipped(self, low: float, high: float) -> Prediction:
+        """Clip x_0 to [low, high] and make eps agree (Ho et al. 2020, released code)."""
+        clean = self.x0.clamp(low, high)
+        return replace(
+            Prediction.from_x0(self.xt, self.level, clean),
+            variance_fraction=self.variance_fraction,
+        )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Hold what a sample is conditioned on; None means absent.
+
+    label (B,) integers; text (B, L, D) with mask (B, L); image_embedding (B, D);
+    low_res (B, C, H, W) with aug_level (B,); hint (B, C, H, W).
+    """
+
+    label: Tensor | None = None
+    text: Tensor | None = None
+    mask: Tensor | None = None
+    image_embedding: Tensor | None = None
+    low_res: Tensor | None = None
+    aug_level: Tensor | None = None
+    hint: Tensor | None = None
+
+    def without(self, *names: str) -> Condition:
+        """Return the condition with these fields absent (Ho & Salimans 2022, section 3.2)."""
+        return replace(self, **dict.fromkeys(names))
+
+
+class Denoiser(Protocol):
+    """Look at noisy points at time t and return a Prediction; carry the noise schedule."""
+
+    schedule: Schedule
+
+    def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
+        """Predict at `xt` (B, ...), `t` () or (B,)."""
+        ...
+
+
+class MixtureDenoiser:
+    """Be the best possible denoiser of a Gaussian mixture: E[x_0 | x_t], in closed form."""
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule) -> None:
+        self.mixture, self.schedule = mixture, schedule
+
+    def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
+        """Return E[x_0 | x_t] and eps = -sigma score, each in its stable form (Efron 2011)."""
+        level = self.schedule.at(t, like=xt.double())
+        x0 = self.mixture.posterior_mean(xt, level)
+        eps = -level.sigma * self.mixture.diffuse(level).score(xt)
+        return Prediction(xt, self.schedule.at(t, like=xt), x0.to(xt.dtype), eps.to(xt.dtype))
+
+
+def step_clock(schedule: Schedule, t: Time) -> Tensor:
+    """Return 1000 t, the clock of DDPM's networks (Ho et al. 2020, appendix B)."""
+    return 1000 * torch.as_tensor(t, dtype=torch.float64)
+
+
+def log_snr_clock(schedule: Schedule, t: Time) -> Tensor:
+    """Return a tenth of the log-SNR, clipped to [-2, 2] (after Kingma et al. 2021, section 3.4).
+
+    The clip only matters within about 1e-8 of the ends, where a log-SNR is infinite.
+    """
+    return (schedule.lambda_(t) / 5).clamp(-2, 2)
+
+
+class NetworkDenoiser:
+    """Make a denoiser of a network that predicts "x0", "eps", "score" or "v"."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        predicts: str = "eps",
+        clock: Callable[[Schedule, Time], Tensor] = log_snr_clock,
+    ) -> None:
+        if predicts not in ("x0", "eps", "score", "v"):
+            raise ValueError(f'predicts must be "x0", "eps", "score" or "v", got {predicts!r}')
+        self.net, self.schedule, self.predicts, self.clock = net, schedule, predicts, clock
+
+    def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
+        """Ask the network in its own dtype; read its answer (Kingma et al. 2021, section 3.4)."""
+        dtype = next(self.net.parameters()).dtype
+        clock = self.clock(self.schedule, t).to(xt.device, dtype).expand(xt.shape[0])
+        answer = self.net(xt.to(dtype), clock, cond).to(xt.dtype)
+        read = getattr(Prediction, f"from_{self.predicts}")
+        return read(xt, self.schedule.at(t, like=xt), answer)

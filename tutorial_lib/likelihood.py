@@ -1,0 +1,112 @@
+"""The variational bound on -log p(x_0), term by term, in nats.
+
+-log p(x_0) <= reconstruction + sum of step KLs + prior KL   (Kingma et al. 2021, section 3.5)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from tutorial_lib.denoiser import Condition, Denoiser, Prediction
+from tutorial_lib.gaussian import Gaussian
+from tutorial_lib.schedule import Schedule, Time, as_time
+
+Variance = Callable[[Prediction, Schedule, Time, Time], Tensor]
+Decoder = Callable[[Prediction], Gaussian]
+
+
+def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
+    """Return KL(q(x_1 | x_0) || prior), (B,): small, never zero (DDPM, Ho et al. 2020, eq. 5)."""
+    level = schedule.at(1.0, like=x0)
+    prior = Gaussian(torch.zeros_like(x0), schedule.prior_std**2)
+    return Gaussian(level.alpha * x0, level.sigma**2).kl(prior)
+
+
+def noise_decoder(prediction: Prediction) -> Gaussian:
+    """Return p(x_0 | x_t) = N(x_t / alpha, sigma^2 / alpha^2) (Kingma et al. 2021, section 3.3).
+
+    It undoes the last trace of noise without asking the network; good when sigma is tiny.
+    """
+    level = prediction.level
+    return Gaussian(prediction.xt / level.alpha, (level.sigma / level.alpha) ** 2)
+
+
+def step_kl(
+    prediction: Prediction,
+    schedule: Schedule,
+    x0: Tensor,
+    s: Time,
+    t: Time,
+    variance: Variance | None = None,
+) -> Tensor:
+    """Return KL(q(x_s | x_t, x_0) || p(x_s | x_t)), (B,), s < t (Ho et al. 2020, eq. 5, L_{t-1}).
+
+    The model's step is the posterior at the predicted x_0, with the posterior's own variance
+    unless `variance` gives another; the KL is then 1/2 (SNR(s) - SNR(t)) ||x_0 - x0_hat||^2
+    (Kingma et al. 2021, section 4).
+    """
+    truth = schedule.posterior(x0, prediction.xt, s, t)
+    model = schedule.posterior(prediction.x0, prediction.xt, s, t)
+    if variance is not None:
+        model = Gaussian(model.mean, variance(prediction, schedule, s, t))
+    return truth.kl(model)
+
+
+@dataclass(frozen=True)
+class ChainBound:
+    """Hold the terms of the bound on -log p(x_0) in nats; `steps` runs from noise to data."""
+
+    prior: Tensor  # (B,)
+    steps: Tensor  # (B, n_steps)
+    reconstruction: Tensor  # (B,)
+
+    @property
+    def total(self) -> Tensor:
+        """Return the bound on -log p(x_0) in nats, (B,) (Ho et al. 2020, eq. 5)."""
+        return self.prior + self.steps.sum(1) + self.reconstruction
+
+    def bits_per_dim(self, dims: int) -> Tensor:
+        """Return the bound in bits per dimension, (B,) (van den Oord et al. 2016, section 5)."""
+        return self.total / (dims * math.log(2))
+
+
+def chain_bound(
+    denoiser: Denoiser,
+    x0: Tensor,
+    times: Tensor,
+    cond: Condition | None = None,
+    *,
+    generator: torch.Generator,
+    variance: Variance | None = None,
+    decoder: Decoder = noise_decoder,
+) -> ChainBound:
+    """Estimate the bound of a chain over `times`, with one draw of x_t for each term.
+
+    `times` falls from 1 to an end > 0, where `decoder` takes over (Kingma et al. 2021, 4).
+    """
+    if float(times[-1]) <= 0:
+        raise ValueError("the chain must end at t > 0, where the decoder takes over")
+    schedule = denoiser.schedule
+
+    def look(t: Tensor) -> Prediction:
+        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
+        return denoiser(schedule.add_noise(x0, eps, t), t, cond)
+
+    steps = [step_kl(look(t), schedule, x0, s, t, variance) for t, s in pairwise(times)]
+    reconstruction = -decoder(look(times[-1])).log_prob(x0)
+    return ChainBound(prior_term(schedule, x0), torch.stack(steps, dim=1), reconstruction)
+
+
+def continuous_weight(schedule: Schedule, t: Time) -> Tensor:
+    """Return -d lambda / dt, the bound's weight on ||eps - eps_hat||^2 (Kingma et al. 2021, 5).
+
+    Its integral over t, for exact predictions, depends on the schedule through its ends alone.
+    """
+    t = as_time(t)
+    return schedule.diffusion2(t) / (2 * schedule.sigma(t) ** 2)

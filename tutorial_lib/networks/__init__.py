@@ -1,0 +1,1 @@
+"""Networks: torch only; they know no schedule."""

@@ -1,0 +1,65 @@
+"""Samplers on a grid of times: generator functions that yield x after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from tutorial_lib.denoiser import Condition, Denoiser, Prediction
+from tutorial_lib.schedule import Schedule, Time
+
+Variance = Callable[[Prediction, Schedule, Time, Time], Tensor]
+
+
+def beta(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
+    """Return the forward step's variance, DDPM's beta_t (Ho et al. 2020, section 3.2).
+
+    Right when the data are N(0, I); too large when they are a point.
+    """
+    return schedule.transition(s, t)[1].to(prediction.xt.dtype)
+
+
+def beta_tilde(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
+    """Return the variance of q(x_s | x_t, x_0) (DDPM, Ho et al. 2020, eq. 7).
+
+    Right when the data are a point; too small otherwise.
+    """
+    return schedule.posterior(prediction.x0, prediction.xt, s, t).variance
+
+
+def ancestral(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    cond: Condition | None = None,
+    *,
+    generator: torch.Generator,
+    variance: Variance = beta_tilde,
+) -> Iterator[Tensor]:
+    """Walk back along `times` by p(x_s | x_t) = N(posterior mean at x0_hat, variance).
+
+    DDPM (Ho et al. 2020), algorithm 2, for any decreasing grid; `x` is drawn at times[0]. A step
+    that ends at s = 0 adds no noise.
+    """
+    schedule = denoiser.schedule
+    for t, s in pairwise(times):
+        prediction = denoiser(x, t, cond)
+        x = schedule.posterior(prediction.x0, x, s, t).mean
+        if s > 0:
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            x = x + variance(prediction, schedule, s, t).sqrt() * noise
+        yield x
+
+
+def final(trajectory: Iterator[Tensor]) -> Tensor:
+    """Return the last point of a trajectory, without gradients; a ValueError if it has none."""
+    last = None
+    with torch.no_grad():
+        for last in trajectory:  # noqa: B007 the end is all that is wanted
+            pass
+    if last is None:
+        raise ValueError("the trajectory is empty: a time grid needs at least two entries")
+    return last
