@@ -4,7 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8888
 BIN := $(VENV)/bin
-SETUP := $(PYTHON) tools/lab.py install --venv $(VENV) $(if $(KEEP_TORCH),--keep-torch)
+OLD_PYTHON = The course needs Python 3.11 or newer, and $(PYTHON) is '$$($(PYTHON) --version 2>&1)': \
+  install a newer one and name it, for example 'make lab PYTHON=python3.12'.
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+  { echo "$(OLD_PYTHON)"; exit 1; }
+INSTALL := $(PYTHON) tools/lab.py install --venv $(VENV) $(if $(KEEP_TORCH),--keep-torch)
 
 # The models are tiny: one thread each is faster than two that wait for one another.
 OMP_NUM_THREADS ?= 1
@@ -32,14 +36,16 @@ lint: $(VENV)/.all  ## check style, notebooks included
 
 # Stamps: the set is installed again when its description changes, and only then.
 $(VENV)/.lab: pyproject.toml constraints.txt
-	@$(SETUP) --extras lab
+	@$(CHECK_PYTHON)
+	@$(INSTALL) --extras lab
 	@touch $@
 
 $(VENV)/.all: pyproject.toml constraints.txt
-	@$(SETUP) --extras lab,test,site,oracles
+	@$(CHECK_PYTHON)
+	@$(INSTALL) --extras lab,test,site,oracles
 	@touch $(VENV)/.lab $@
 
-# KaTeX, for the book's formulas. Without Node the tests that need it are skipped and say so.
+# KaTeX, for the book's formulas. Without it the tests that need it are skipped and say so.
 node_modules: package.json
-	@if command -v npm >/dev/null; then npm install --ignore-scripts --no-package-lock && touch $@; \
-	else echo "KaTeX is not installed: npm is missing; install Node.js to build the book."; fi
+	@npm install --ignore-scripts --no-package-lock && touch $@ || \
+	echo "KaTeX, for the book's formulas, could not be fetched: it needs Node.js (npm) and the network."

@@ -1,7 +1,7 @@
 """Fill the virtual environment with the pinned set, and open the course in JupyterLab.
 
-Behind `make lab` and `make test`. Standard library only, in words that any Python 3 can read, so
-that an old one hears why it is refused. Every failure ends in one sentence: what, and what to do.
+Behind `make lab` and `make test`, before any package is there: standard library only. Whatever
+goes wrong ends in one sentence that says what it was and what to do.
 """
 
 import argparse
@@ -18,70 +18,96 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-if sys.version_info < (3, 11):  # noqa: UP036 the one place where an old Python is answered
-    sys.exit(
-        "The course needs Python 3.11 or newer, and {} is {}.{}: install a newer one and name it, "
-        "for example `make lab PYTHON=python3.12`.".format(sys.executable, *sys.version_info[:2])
-    )
-
 ROOT = Path(__file__).resolve().parents[1]
-FIRST_NOTEBOOK = "notebooks/01_unified_perspective.ipynb"
+PINS = ROOT / "constraints.txt"
+BORROWED = "borrowed"  # the folder of an environment that links to somebody else's PyTorch
+LESSON = "notebooks/01_unified_perspective.ipynb"
 OFFLINE = (
-    "NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection refused|timed out"
-    "|name resolution|Network is unreachable|Failed to establish a new connection"
+    "NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection refused"
+    "|timed out|name resolution|Network is unreachable|Failed to establish a new connection"
 )
+SHOWN = r"\s*(Downloading (?!.*\.metadata)|Installing collected packages)"
 NO_SPACE = r"\[Errno (28|122)\]|No space left on device|Disk quota exceeded"
 
 
 def install(venv: Path, extras: str, keep_torch: bool) -> None:
     """Make the environment if there is none, and install the package with its extras."""
-    python = venv / "bin" / "python"
-    if not python.exists():
-        make_environment(venv)
     if keep_torch:
         borrow_torch(venv)
+    python = venv / "bin" / "python"
+    if not (python.exists() and (venv / "bin" / "pip").exists()):
+        make_environment(venv)
+    print(
+        f"Installing the course's packages in {venv}, once: this takes a few minutes.", flush=True
+    )
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-    wanted = ["-c", str(constraints(venv)), "-e", f".[{extras}]"]
-    done = subprocess.run([*pip, *wanted], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(diagnosis(done.stderr, venv))
+    run([*pip, "-c", str(constraints(venv)), "-e", f".[{extras}]"], venv)
 
 
 def make_environment(venv: Path) -> None:
     """Make a virtual environment of the Python that runs this file."""
-    made = subprocess.run(
-        [sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True
-    )
-    if made.returncode == 0:
-        return
-    words = made.stdout + made.stderr
-    if "ensurepip" in words and not re.search(NO_SPACE, words):
+    if importlib.util.find_spec("ensurepip") is None:
         sys.exit(
             f"{sys.executable} cannot make virtual environments: install its venv package (on "
-            f"Debian and Ubuntu python3-venv), remove the folder {venv}, and try again."
+            "Debian and Ubuntu: python3-venv), and run the command again."
         )
-    sys.exit(diagnosis(words, venv))
+    run([sys.executable, "-m", "venv", str(venv)], venv)
+
+
+def run(command: list[str], venv: Path) -> None:
+    """Run pip or venv, showing what it downloads; if it fails, end with the reason."""
+    words = []
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            words.append(line)
+            if re.match(SHOWN, line):
+                print(line.strip()[:99], flush=True)
+    if process.returncode:
+        sys.exit(diagnosis("".join(words), venv))
 
 
 def borrow_torch(venv: Path) -> None:
-    """Put the PyTorch of the Python that runs this file on the environment's path."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
+    """Link the PyTorch of the Python that runs this file into a new environment."""
+    lent = torch_and_its_own()
+    if not lent:
         sys.exit(
             f"KEEP_TORCH=1 keeps the PyTorch of {sys.executable}, which has none: activate the "
             "environment that has it, or leave KEEP_TORCH out."
         )
-    if (site_packages(venv) / "torch").exists():
+    folder = venv.absolute() / BORROWED
+    if venv.exists() and not folder.exists():
         sys.exit(
             f"{venv} already holds a PyTorch of its own: remove that folder, then run "
             "`make lab KEEP_TORCH=1` again."
         )
-    borrowed(venv).write_text(f"{Path(torch.origin).parents[1]}\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in lent:
+        for name in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(Path(package.locate_file(name)).absolute())
+    path_file = site_packages(venv) / "borrowed.pth"
+    path_file.parent.mkdir(parents=True, exist_ok=True)
+    path_file.write_text(f"{folder}\n")
 
 
-def borrowed(venv: Path) -> Path:
-    """Name the path file through which an environment sees somebody else's PyTorch."""
-    return site_packages(venv) / "borrowed_torch.pth"
+def torch_and_its_own() -> list[importlib.metadata.Distribution]:
+    """List the PyTorch found here and what it needs and no pin names: CUDA's packages, Triton."""
+    pinned = {canonical(name) for name in re.findall(r"(?m)^(.+)==", PINS.read_text())} - {"torch"}
+    found, waiting = {}, ["torch"]
+    while waiting:
+        name = canonical(waiting.pop())
+        package = next(iter(importlib.metadata.distributions(name=name)), None)
+        if package is not None and name not in pinned | found.keys():
+            found[name] = package
+            waiting += [re.match(r"[\w.-]+", line)[0] for line in package.requires or ()]
+    return list(found.values())
+
+
+def canonical(name: str) -> str:
+    """Spell a package's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def site_packages(venv: Path) -> Path:
@@ -92,24 +118,23 @@ def site_packages(venv: Path) -> Path:
 
 def constraints(venv: Path) -> Path:
     """Name the pins; with a borrowed PyTorch a copy of them that pins the version found."""
-    pins = ROOT / "constraints.txt"
-    if not borrowed(venv).exists():
-        return pins
-    folder = borrowed(venv).read_text().strip()
-    found = next(iter(importlib.metadata.distributions(name="torch", path=[folder])), None)
-    if found is None:
+    folder = venv.absolute() / BORROWED
+    if not folder.exists():
+        return PINS
+    if not (folder / "torch").exists():
         sys.exit(
-            f"The PyTorch that {venv} borrowed is no longer in {folder}: remove the folder {venv} "
-            "and run `make lab` again."
+            f"The PyTorch that {venv} borrowed is gone: remove the folder {venv} and run "
+            "`make lab` again."
         )
-    copy = venv.absolute() / "constraints.txt"
-    copy.write_text(re.sub(r"(?m)^torch==.*$", f"torch=={found.version}", pins.read_text()))
+    (torch,) = importlib.metadata.distributions(name="torch", path=[str(folder)])
+    copy = folder / PINS.name
+    copy.write_text(re.sub(r"(?m)^torch==.*$", f"torch=={torch.version}", PINS.read_text()))
     return copy
 
 
 def diagnosis(words: str, venv: Path) -> str:
     """Say in one sentence why pip or venv failed; where that is not plain, after its own words."""
-    if re.search(NO_SPACE, words):
+    if re.search(NO_SPACE, words) or crowded(venv):
         return full_disk(venv)
     if re.search(OFFLINE, words):
         return (
@@ -120,12 +145,23 @@ def diagnosis(words: str, venv: Path) -> str:
     return f"{words.strip()}\npip could not install the pinned set: its own words stand above."
 
 
+def free_space(venv: Path) -> dict[str, int]:
+    """Count the free bytes of the two places that an installation fills."""
+    folder = next(path for path in (venv, *venv.absolute().parents) if path.exists())
+    places = {str(venv): folder, "temporary files": tempfile.gettempdir()}
+    return {name: shutil.disk_usage(place).free for name, place in places.items()}
+
+
+def crowded(venv: Path) -> bool:
+    """Tell whether there is too little space left even to save a notebook."""
+    return min(free_space(venv).values()) < 20e6
+
+
 def full_disk(venv: Path) -> str:
-    """Name the free space of the two places that an installation fills."""
-    places = {str(venv): venv if venv.exists() else ROOT, "temporary files": tempfile.gettempdir()}
-    free = ", ".join(f"{shutil.disk_usage(p).free / 1e9:.1f} GB free for {n}" for n, p in places.items())
+    """Say that the disk is full."""
+    free = ", ".join(f"{size / 1e9:.2f} GB free for {n}" for n, size in free_space(venv).items())
     return (
-        f"The disk is full ({free}): the set takes 1.4 GB, or about 7 GB with a CUDA PyTorch; "
+        f"The disk is full ({free}): the course takes 1.4 GB, or about 7 GB with a CUDA PyTorch; "
         "make room, or name another disk with VENV= and TMPDIR=, and run the command again."
     )
 
@@ -133,8 +169,10 @@ def full_disk(venv: Path) -> str:
 def open_lab(venv: Path, port: int, flags: list[str]) -> None:
     """Become JupyterLab, opened on the first notebook."""
     refuse_busy(port)
-    command = [str(venv / "bin" / "jupyter-lab"), FIRST_NOTEBOOK, f"--port={port}"]
-    command += ["--ServerApp.root_dir=.", "--ServerApp.port_retries=0"]
+    if crowded(venv):
+        sys.exit(full_disk(venv))
+    command = [str(venv / "bin" / "jupyter-lab"), f"--LabApp.default_url=/lab/tree/{LESSON}"]
+    command += ["--ServerApp.root_dir=.", f"--port={port}", "--ServerApp.port_retries=0"]
     # Neither the news nor the update pop-up: both ask the network, and cover the lesson.
     command += ["--LabApp.news_url=None"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
@@ -166,18 +204,18 @@ def main() -> None:
     parser.add_argument("--keep-torch", action="store_true")
     parser.add_argument("--port", type=int, default=8888)
     args, flags = parser.parse_known_args()
-    if args.action == "install":
-        install(args.venv, args.extras, args.keep_torch)
-    else:
-        open_lab(args.venv, args.port, flags)
-
-
-if __name__ == "__main__":
     try:
-        main()
+        if args.action == "install":
+            install(args.venv, args.extras, args.keep_torch)
+        else:
+            open_lab(args.venv, args.port, flags)
     except KeyboardInterrupt:
         sys.exit("Stopped: the same command goes on from here.")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(full_disk(Path(".venv")))
+        sys.exit(full_disk(args.venv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """Turn the course's notebooks into the book's pages (an mdBook preprocessor, stdlib only).
 
-mdBook hands over its chapters as JSON; those whose path ends in `.ipynb` hold a notebook. Each comes
-back as Markdown: formulas as `<span class="math">` for KaTeX to render, code and outputs from the
-notebook as stored, figures as files named by their content.
+mdBook hands over its chapters as JSON; those whose path ends in `.ipynb` hold a notebook. Each
+comes back as Markdown: formulas as `<span class="math">` for KaTeX to render, code and outputs
+from the notebook as stored, figures as files named by their content.
 """
 
 import base64
@@ -56,7 +56,7 @@ def text_of(field: str | list[str]) -> str:
 
 
 class Images:
-    """The folder of figures, each named by its content; `drop_unused` removes those of old builds."""
+    """The folder of figures, each named by its content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.used = folder, set[str]()
@@ -73,13 +73,15 @@ class Images:
         )
 
     def drop_unused(self) -> None:
+        """Remove the figures that only older builds showed."""
         for path in self.folder.glob("*.png"):
             if path.name not in self.used:
                 path.unlink(missing_ok=True)
 
 
 def block(tag: str, kind: str, text: str) -> str:
-    marked = re.sub(r"\b(PASS|FAIL)\b", r'<b class="\1">\1</b>', html.escape(text.rstrip("\n")))
+    escaped = html.escape(text.rstrip("\n"))
+    marked = re.sub(r"\bPASS\b|^✓", r'<b class="pass">\g<0></b>', escaped, flags=re.MULTILINE)
     return f'<{tag} class="output {kind}">{marked}</{tag}>'
 
 
@@ -111,6 +113,13 @@ def folded(kind: str, title: str, *parts: str) -> list[str]:
     return [f'<details class="{kind}"><summary>{title}</summary>', *parts, "</details>"]
 
 
+def controls(cell: Json) -> str:
+    """Name a widget's controls as `tutorial_lib.widgets` prints them without a kernel."""
+    printed = (text_of(output.get("data", {}).get("text/plain", "")) for output in cell["outputs"])
+    found = re.search(r"to explore: (?P<names>.+)", "\n".join(printed))
+    return f"<b>{html.escape(found['names'])}</b>" if found else "the sliders"
+
+
 def code_cell(cell: Json, images: Images) -> Iterator[str]:
     source, tags = text_of(cell["source"]), cell["metadata"].get("tags", [])
     alt = ALT.match(source)
@@ -119,7 +128,7 @@ def code_cell(cell: Json, images: Images) -> Iterator[str]:
     shown = [output_markdown(output, alt_text, images) for output in cell["outputs"]]
     yield f'<div class="{" ".join(["cell", *tags])}" id="{cell["id"]}">'
     if "widget" in tags:
-        yield '<p class="note">In Jupyter this cell has sliders that move the figure above.</p>'
+        yield f'<p class="note">In Jupyter, move {controls(cell)} and watch the figure change.</p>'
         yield from folded("input", "Code", code)
     elif "solution" in tags:
         yield from folded("solution", "Solution", code, *shown)
@@ -153,25 +162,26 @@ def notebook_markdown(notebook: Json, name: str, images: Images) -> str:
     return f"{title}\n\n{download}\n{body}\n"
 
 
+def unbroken(numbers: str) -> str:
+    """Keep a cell of numbers on one line."""
+    return numbers.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}")
+
+
 def claims_table(path: Path) -> str:
     """List the recorded claims: the paper's figure, the bar, and ours over every seed."""
     lines = ["| | Claim | The paper | Bar | Ours | Seeds |", "|---|---|---|---|---|---|"]
     for claim in json.loads(path.read_text(encoding="utf-8")):
-        bars = [
-            f"{sign} {claim[side]:g}"
-            for sign, side in ((">", "above"), ("<", "below"))
-            if claim.get(side) is not None
-        ]
-        ours = sorted(f"{value:.3g}" for value in (min(claim["values"].values()), max(claim["values"].values())))
+        values = sorted(claim["values"].values())
+        bars = ((">", claim["above"]), ("<", claim["below"]))
         cells = (
-            f"[{claim['number']}]({claim['notebook']}.ipynb#{claim['cell']})",
             claim["statement"],
             claim["paper"] or "–",
-            " and ".join(bars),
-            " to ".join(dict.fromkeys(ours)),
-            str(len(claim["values"])),
+            unbroken(" and ".join(f"{sign} {bar:g}" for sign, bar in bars if bar is not None)),
+            unbroken(" to ".join(dict.fromkeys(f"{end:.3g}" for end in (values[0], values[-1])))),
+            str(len(values)),
         )
-        lines.append("| " + " | ".join(with_math(c).replace("|", "&#124;") for c in cells) + " |")
+        number = f"[{claim['number']}]({claim['notebook']}.ipynb#{claim['cell']})"
+        lines.append(f"| {number} | " + " | ".join(map(entities, cells)) + " |")
     return "\n".join(lines)
 
 

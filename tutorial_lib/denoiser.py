@@ -157,7 +157,7 @@ class NetworkDenoiser:
 
     def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
         """Ask the network in its own dtype; read its answer (Kingma et al. 2021, section 3.4)."""
-        dtype = next(self.net.parameters()).dtype
+        dtype = next((p.dtype for p in self.net.parameters()), xt.dtype)
         clock = self.clock(self.schedule, t).to(xt.device, dtype).expand(xt.shape[0])
         answer = self.net(xt.to(dtype), clock, cond).to(xt.dtype)
         read = getattr(Prediction, f"from_{self.predicts}")

@@ -49,9 +49,11 @@ def step_kl(
 
     The model's step is the posterior at the predicted x_0, with the posterior's own variance
     unless `variance` gives another; the KL is then 1/2 (SNR(s) - SNR(t)) ||x_0 - x0_hat||^2
-    (Kingma et al. 2021, section 4).
+    (Kingma et al. 2021, section 4). A ValueError at s = 0 of a variance-preserving schedule.
     """
     truth = schedule.posterior(x0, prediction.xt, s, t)
+    if x0.device.type == "cpu" and not bool((truth.variance > 0).all()):
+        raise ValueError("the step to s = 0 has no KL, its truth is a point: stop at a decoder")
     model = schedule.posterior(prediction.x0, prediction.xt, s, t)
     if variance is not None:
         model = Gaussian(model.mean, variance(prediction, schedule, s, t))

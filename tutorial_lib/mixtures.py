@@ -92,7 +92,11 @@ class GaussianMixture:
     def _along_axes(self, x: Tensor) -> Tensor:
         """Return x - mean_k in the coordinates of component k's axes, (..., K, D)."""
         centred = x.to(self.means.dtype)[..., None, :] - self.means
-        return (centred[..., None, :] @ self._axes).squeeze(-2)
+        return torch.einsum("...kd,...kde->...ke", centred, self._axes)
+
+    def _from_coordinates(self, along: Tensor) -> Tensor:
+        """Return the vectors that have these coordinates along each component's axes."""
+        return torch.einsum("...kde,...ke->...kd", self._axes, along)
 
     def _log_joint(self, along: Tensor) -> Tensor:
         """Return log weights_k N(x; mean_k, covariance_k), (..., K)."""
@@ -113,7 +117,7 @@ class GaussianMixture:
         Source: Bishop (2006), eq. 9.16, read as a gradient in x.
         """
         along = self._along_axes(x)
-        pulls = -(self._axes @ (along / self._variances)[..., None]).squeeze(-1)
+        pulls = -self._from_coordinates(along / self._variances)
         return (self._log_joint(along).softmax(-1)[..., None] * pulls).sum(-2)
 
     def diffuse(self, level: Level) -> GaussianMixture:
@@ -134,7 +138,7 @@ class GaussianMixture:
         noised = self.diffuse(level)
         along = noised._along_axes(xt)
         gain = alpha * self._variances / noised._variances
-        means = self.means + (self._axes @ (gain * along)[..., None]).squeeze(-1)
+        means = self.means + self._from_coordinates(gain * along)
         variances = (sigma**2 * self._variances / noised._variances).expand_as(means)
         weights = noised._log_joint(along).softmax(-1)
         return self._from_axes(weights, means, variances, self._axes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutorial_lib.denoiser import Condition, Denoiser, Prediction
-from tutorial_lib.schedule import Schedule, Time
+from tutorial_lib.schedule import Schedule, Time, time_like
 
 Variance = Callable[[Prediction, Schedule, Time, Time], Tensor]
 
@@ -19,6 +19,7 @@ def beta(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor
 
     Right when the data are N(0, I); too large when they are a point.
     """
+    s, t = (time_like(time, prediction.xt) for time in (s, t))
     return schedule.transition(s, t)[1].to(prediction.xt.dtype)
 
 

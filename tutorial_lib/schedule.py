@@ -35,7 +35,7 @@ def as_time(t: Time) -> Tensor:
     return t
 
 
-def _shaped(t: Time, like: Tensor) -> Tensor:
+def time_like(t: Time, like: Tensor) -> Tensor:
     """Return `t`, () or (B,), as () or (B, 1, ...), ready to multiply `like`, (B, ...)."""
     t = as_time(t).to(like.device)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, like.shape[0])):
@@ -89,7 +89,7 @@ class Schedule(ABC):
 
     def at(self, t: Time, like: Tensor) -> Level:
         """Return alpha and sigma at `t`, () or (B,), ready to multiply `like`, (B, ...)."""
-        t = _shaped(t, like)
+        t = time_like(t, like)
         return Level(self.alpha(t).to(like.dtype), self.sigma(t).to(like.dtype))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
@@ -103,7 +103,7 @@ class Schedule(ABC):
         Between DDPM's neighbours they are sqrt(alpha_t) and beta_t.
         """
         s, t = as_time(s), as_time(t)
-        if not bool((s < t).all()):
+        if t.device.type == "cpu" and not bool((s < t).all()):
             raise ValueError("a transition runs from s to a later t: s < t")
         scale = (self.log_alpha(t) - self.log_alpha(s)).exp()
         return scale, -(self.sigma(t) ** 2) * torch.expm1(2 * (self.lambda_(t) - self.lambda_(s)))
@@ -114,7 +114,7 @@ class Schedule(ABC):
         At s = t - 1/T it is DDPM's posterior (Ho et al. 2020, eq. 6-7). At s = 0 of a
         variance-preserving schedule it is x_0 itself, with variance 0.
         """
-        s, t = _shaped(s, xt), _shaped(t, xt)
+        s, t = time_like(s, xt), time_like(t, xt)
         scale, variance = self.transition(s, t)
         share = variance / self.sigma(t) ** 2  # how much of x_t's noise came after s
         keep = scale * (2 * (self.log_sigma(s) - self.log_sigma(t))).exp()
@@ -240,7 +240,7 @@ class DiscreteVP(VariancePreserving):
 
     def __init__(self, betas: Tensor) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64)
-        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be one row of numbers strictly between 0 and 1")
         self.betas = betas
         self._log_alpha = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
@@ -260,8 +260,10 @@ class DiscreteVP(VariancePreserving):
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return index of the segment that holds t, its left value and its rise."""
-        table = self._log_alpha.to(t.device)
-        left = (t * len(self.betas)).floor().long().clamp(max=len(self.betas) - 1)
+        table, n_steps = self._log_alpha.to(t.device), len(self.betas)
+        # (n / T) * T can round to just under n: compare t with the grid itself
+        starts = torch.arange(n_steps, dtype=torch.float64, device=t.device) / n_steps
+        left = torch.searchsorted(starts, t.contiguous(), right=True) - 1
         return left, table[left], table[left + 1] - table[left]
 
     def log_alpha(self, t: Time) -> Tensor:

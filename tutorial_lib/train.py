@@ -1,8 +1,7 @@
 """Train any network on any loss: one loop, with moving averages and checkpoints.
 
-A checkpoint is one safetensors file that holds everything a step changes. Calling `train` again
-with the same arguments goes on from it; on a CPU the weights then equal those of an uninterrupted
-run bit for bit.
+A checkpoint is one safetensors file with everything a step changes. The same call of `train` goes
+on from it; on a CPU the weights then equal those of an uninterrupted run bit for bit.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from types import FrameType
 
@@ -29,8 +29,6 @@ from tqdm.auto import tqdm
 
 Data = Tensor | tuple[Tensor, ...]
 Objective = Callable[[nn.Module, Data, Generator], Tensor]
-
-_NOT_PART_OF_THE_RUN = ("log_every", "checkpoint_every")
 
 
 class CheckpointError(RuntimeError):
@@ -45,9 +43,9 @@ class TrainingDiverged(RuntimeError):
 class TrainConfig:
     """Fix everything about a run but its network, its data and its loss.
 
-    Adam (Kingma and Ba 2015). The learning rate rises over `warmup` steps, then falls to
-    `final_rate` times its peak by half a cosine (Loshchilov and Hutter 2017, eq. 5);
-    `final_rate=1` keeps it constant. Gradients are clipped to the norm `grad_clip`, if given.
+    Adam (Kingma & Ba 2015). The rate rises over `warmup` steps, then falls to `final_rate` (1
+    for a constant) times its peak by half a cosine (Loshchilov & Hutter 2017, eq. 5). Gradients
+    are clipped to the norm `grad_clip`, if given.
     """
 
     steps: int
@@ -75,6 +73,13 @@ class TrainConfig:
         done = (step - self.warmup) / (self.steps - self.warmup)
         fall = (1 - self.final_rate) * (1 - math.cos(math.pi * done)) / 2
         return self.learning_rate * (1 - fall)
+
+    def decay_at(self, step: int) -> float:
+        """Return the share of the average that a step keeps (Song et al. 2021, released code).
+
+        A constant 0.999 would still keep 2 % of the random initial weights after 4000 steps.
+        """
+        return min(self.ema_decay, (1 + step) / (10 + step))
 
 
 # The standard 2-D run of the course, for `PointMLP` and a pool of 200,000 points.
@@ -106,34 +111,39 @@ def train(
 ) -> TrainResult:
     """Minimise the mean of objective(module, batch, generator), a scalar or (B,), in place.
 
-    The rows of each batch are drawn uniformly, with replacement, from `data`, a tensor (N, ...)
-    or a tuple of such (a batch is then a tuple), which is moved to the module's device once.
-    The generator that draws them is the one the objective receives.
+    A batch's rows are drawn uniformly, with replacement, from `data`, a tensor (N, ...) or a tuple
+    of such (a batch is then a tuple), which is moved to the module's device once. One generator
+    draws them and what the objective draws.
 
     A finished checkpoint is returned as it is. It knows its config, its data and the shapes of
     its network, but not its objective: name the file after it. Ctrl-C ends the step in hand,
-    saves and raises KeyboardInterrupt; a second one stops at once.
-    The bar shows unless `progress` is False; by default (None) it also hides where no person
-    watches: under pytest and nbval (PYTEST_VERSION), CI, or TQDM_DISABLE in the environment.
-    Raises TrainingDiverged within `log_every` steps, and CheckpointError.
+    saves and raises KeyboardInterrupt; a second one stops at once. Raises TrainingDiverged within
+    `log_every` steps, and CheckpointError. By default (progress=None) the bar hides where no
+    person watches: PYTEST_VERSION (pytest, nbval), CI or TQDM_DISABLE is in the environment.
     """
-    run = _Run(module, data, config)
-    store = _Checkpoint(Path(checkpoint)) if checkpoint is not None else None
-    if store is not None and store.path.exists():
-        store.load(run)
-    with _held_interrupts() as interrupts, _bar(run, progress) as bar:
-        while run.step < config.steps:
-            run.advance(objective)
-            stopping = bool(interrupts)
-            saving = stopping or run.step % config.checkpoint_every == 0
-            saving = store is not None and (saving or run.step == config.steps)
-            if saving or stopping or run.step % config.log_every == 0 or run.step == config.steps:
-                _report(run, bar)
-            if saving:
-                store.save(run)
-            if stopping:
-                raise KeyboardInterrupt(_farewell(run, store))
+    with _held_interrupts() as interrupts:
+        run = _Run(module, data, config)
+        store = _Checkpoint(Path(checkpoint)) if checkpoint is not None else None
+        if store and store.path.exists():
+            store.load(run)
+        with _bar(run, progress) as bar:
+            while run.step < config.steps:
+                run.advance(objective)
+                bar.update()
+                _tend(run, store, bar, stopping=bool(interrupts))
     return run.result()
+
+
+def _tend(run: _Run, store: _Checkpoint | None, bar: tqdm, stopping: bool) -> None:
+    due = stopping or run.step == run.config.steps
+    saving = store and (due or run.step % run.config.checkpoint_every == 0)
+    if due or saving or run.step % run.config.log_every == 0:
+        bar.set_postfix(loss=f"{run.check():.4f}", refresh=False)
+    if saving:
+        store.save(run)
+    if stopping:
+        how = "saved: the same call goes on" if store else "not saved: pass checkpoint="
+        raise KeyboardInterrupt(f"stopped after step {run.step}, {how}")
 
 
 class _Run:
@@ -144,33 +154,34 @@ class _Run:
         self.weights = [p for p in module.parameters() if p.requires_grad]
         if not self.weights:
             raise ValueError("nothing to train: no parameter of the module requires a gradient")
+        self.contents = dict(module.named_parameters()) | dict(module.named_buffers())
         self.device = self.weights[0].device
         self.tupled = isinstance(data, tuple)
         self.pool = [x.to(self.device) for x in (data if self.tupled else (data,))]
-        if len({len(x) for x in self.pool}) != 1 or not len(self.pool[0]):
-            raise ValueError(f"data has {[len(x) for x in self.pool]} rows: equal and positive")
+        rows = [len(x) for x in self.pool]
+        if len(set(rows)) != 1 or rows[0] == 0:
+            raise ValueError(f"data has {rows} rows: every tensor needs the same, at least one")
         self.ema = copy.deepcopy(module).eval().requires_grad_(False)
         pairs = zip(module.parameters(), self.ema.parameters(), strict=True)
         self.averages = [average for weight, average in pairs if weight.requires_grad]
         self.optimiser = torch.optim.Adam(self.weights, config.learning_rate, fused=True)
         self.generator = Generator(self.device).manual_seed(config.seed)
         self.losses = torch.zeros(config.steps, device=self.device)
-        self.step, self.reported, self.seconds = 0, 0, 0.0
-        self.started = time.perf_counter()
+        self.step, self.checked, self.started = 0, 0, time.perf_counter()
 
     def advance(self, objective: Objective) -> None:
         """Take one step, without waiting for the device."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.rate_at(self.step)
-        loss = _mean(objective(self.module, self._batch(), self.generator), self.config)
-        self.optimiser.zero_grad()
-        loss.backward()
-        if self.config.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
-        self.optimiser.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.weights, 1 - self.config.ema_decay)
-            self.losses[self.step] = loss
+        loss = objective(self.module, self._batch(), self.generator)
+        if loss.shape not in ((), (self.config.batch_size,)):
+            raise ValueError(
+                f"the objective returned shape {tuple(loss.shape)}: it must return a scalar or "
+                f"one loss an example, ({self.config.batch_size},)"
+            )
+        for weight in self.weights:
+            weight.grad = None
+        loss.mean().backward()
+        self.losses[self.step] = loss.detach().mean()
+        self._update()
         self.step += 1
 
     def _batch(self) -> Data:
@@ -179,9 +190,40 @@ class _Run:
         batch = tuple(x.index_select(0, index) for x in self.pool)
         return batch if self.tupled else batch[0]
 
+    def _update(self) -> None:
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
+        self.optimiser.param_groups[0]["lr"] = self.config.rate_at(self.step)
+        self.optimiser.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.weights, 1 - self.config.decay_at(self.step))
+
+    def check(self) -> float:
+        """Return the mean loss since the last call; raise if anything is not finite."""
+        fresh = self.losses[self.checked : self.step].cpu()
+        bad = (~fresh.isfinite()).nonzero().flatten().tolist()
+        norms = torch.stack(torch._foreach_norm([w.detach() for w in self.weights]))
+        if bad or not bool(norms.isfinite().all()):
+            step = self.checked + bad[0] if bad else self.step - 1
+            what = f"the loss is {fresh[bad[0]].item()}" if bad else "the weights are not finite"
+            raise TrainingDiverged(
+                f"{what} at step {step + 1} of {self.config.steps}, learning rate "
+                f"{self.config.rate_at(step):.2g}: try a smaller learning_rate, a longer warmup "
+                "or grad_clip=1.0, and look for nan in the data"
+            )
+        self.checked = self.step
+        return float(fresh.mean())
+
+    def result(self) -> TrainResult:
+        """Return what was trained; buffers of the average are those of the network."""
+        for average, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
+            average.copy_(current)
+        seconds = time.perf_counter() - self.started
+        return TrainResult(self.module.eval(), self.ema, self.losses.cpu(), seconds)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors that a checkpoint must restore, by name."""
-        named = {f"module.{name}": x for name, x in _contents(self.module)}
+        named = {f"module.{name}": x for name, x in self.contents.items()}
         named |= {f"ema.{i}": x for i, x in enumerate(self.averages)}
         for i, weight in enumerate(self.weights):
             named |= {f"adam.{i}.{key}": x for key, x in self.optimiser.state[weight].items()}
@@ -191,81 +233,37 @@ class _Run:
         """Become the run that wrote `saved`, after its `step` steps."""
         self.generator.set_state(saved["generator"])
         for name, x in saved.items():
-            kind, _, rest = name.partition(".")
-            if kind == "adam":
-                i, key = rest.split(".")
+            if name.startswith("adam."):
+                _, i, key = name.split(".")
                 weight = self.weights[int(i)]
                 like = weight if x.shape == weight.shape else x  # keeps the weight's strides
                 self.optimiser.state[weight][key] = torch.empty_like(like, device=self.device)
         with torch.no_grad():
             for name, x in self.tensors().items():
                 x.copy_(saved[name])
-        self.step, self.reported, self.seconds = step, step, seconds
-
-    def elapsed(self) -> float:
-        """Return the seconds spent so far, in all sessions."""
-        return self.seconds + time.perf_counter() - self.started
-
-    def check(self) -> float:
-        """Return the mean loss since the last call; raise if anything is not finite."""
-        fresh = self.losses[self.reported : self.step].cpu()
-        wrong = (~fresh.isfinite()).nonzero()
-        if len(wrong):
-            step = self.reported + int(wrong[0])
-            raise TrainingDiverged(self._diverged(step, f"the loss is {float(fresh[wrong[0]])}"))
-        norms = torch.stack(torch._foreach_norm([w.detach() for w in self.weights]))
-        if not bool(norms.isfinite().all()):
-            raise TrainingDiverged(self._diverged(self.step - 1, "the weights are not finite"))
-        self.reported = self.step
-        return float(fresh.mean())
-
-    def _diverged(self, step: int, what: str) -> str:
-        rate = self.config.rate_at(step)
-        return (
-            f"{what} at step {step + 1} of {self.config.steps}, where the learning rate is "
-            f"{rate:.2g}: try a smaller learning_rate, a longer warmup or grad_clip=1.0, and look "
-            "for nan in the data"
-        )
-
-    def result(self) -> TrainResult:
-        """Return what was trained; buffers of the average are those of the network."""
-        for average, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
-            average.copy_(current)
-        return TrainResult(self.module.eval(), self.ema, self.losses.cpu(), self.elapsed())
+        self.step, self.checked, self.started = step, step, time.perf_counter() - seconds
 
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint must agree on before this run may go on from it."""
-        config = {k: v for k, v in asdict(self.config).items() if k not in _NOT_PART_OF_THE_RUN}
-        network = {f"module.{name}": _described(x) for name, x in _contents(self.module)}
-        data = {}
+        same = asdict(self.config) | {"device": self.device.type, "trained": len(self.weights)}
+        del same["log_every"], same["checkpoint_every"]  # they do not change the run
+        same |= {f"module.{name}": _described(x) for name, x in self.contents.items()}
         for i, x in enumerate(self.pool):
-            rows = x[:: max(1, len(x) // 64)]
-            data[f"data {i}"] = f"{_described(x)} {hashlib.sha256(_bytes(rows)).hexdigest()[:8]}"
-        device = {"device": self.device.type}
-        return {key: str(value) for key, value in (config | network | data | device).items()}
-
-
-def _mean(loss: Tensor, config: TrainConfig) -> Tensor:
-    if loss.shape not in ((), (config.batch_size,)):
-        raise ValueError(
-            f"the objective returned shape {tuple(loss.shape)}: it must return a scalar or one "
-            f"loss an example, ({config.batch_size},)"
-        )
-    return loss.mean()
-
-
-def _contents(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+            rows = _bytes(x[:: max(1, len(x) // 64)])
+            same[f"data {i}"] = f"{_described(x)} {hashlib.sha256(rows).hexdigest()[:8]}"
+        return {key: str(value) for key, value in same.items()}
 
 
 def _described(x: Tensor) -> str:
-    frozen = " frozen" if isinstance(x, nn.Parameter) and not x.requires_grad else ""
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}{frozen}"
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
 
 
 def _bytes(x: Tensor) -> memoryview:
     return x.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _crc32(tensors: dict[str, Tensor]) -> int:
+    return reduce(lambda crc, name: zlib.crc32(_bytes(tensors[name]), crc), sorted(tensors), 0)
 
 
 @dataclass(frozen=True)
@@ -281,7 +279,7 @@ class _Checkpoint:
         metadata = {
             "identity": json.dumps(run.identity()),
             "step": str(run.step),
-            "seconds": repr(run.elapsed()),
+            "seconds": repr(time.perf_counter() - run.started),
             "crc32": str(_crc32(tensors)),
         }
         partial = self.path.with_name(f"{self.path.name}.partial")
@@ -297,7 +295,7 @@ class _Checkpoint:
                 partial.unlink()
             raise CheckpointError(
                 f"cannot write {self.path} after step {run.step} ({error.strerror}): make room or "
-                "choose another file, then call train again; an earlier checkpoint is intact"
+                "choose another file, then call train again; any earlier checkpoint is intact"
             ) from error
 
     def load(self, run: _Run) -> None:
@@ -305,47 +303,37 @@ class _Checkpoint:
         metadata, tensors = self._read()
         ours, theirs = run.identity(), json.loads(metadata["identity"])
         for key in sorted(ours.keys() | theirs.keys()):
-            mine, other = ours.get(key, "absent"), theirs.get(key, "absent")
-            if mine != other:
+            if ours.get(key) != theirs.get(key):
                 raise CheckpointError(
-                    f"{self.path} belongs to another run: {key} is {other} there and {mine} here; "
-                    "give this run another file, or delete that one"
+                    f"{self.path} belongs to another run: {key} is {theirs.get(key)} there and "
+                    f"{ours.get(key)} here; give this run another file, or delete that one"
                 )
         run.restore(tensors, int(metadata["step"]), float(metadata["seconds"]))
 
     def _read(self) -> tuple[dict[str, str], dict[str, Tensor]]:
-        advice = "delete it to start again, or put a good copy in its place"
         try:
             with safetensors.safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("crc32") != str(_crc32(tensors)):
+                raise safetensors.SafetensorError("its checksum is wrong")
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self.path} is truncated or no checkpoint ({error}): {advice}"
+                f"{self.path} is damaged or not a checkpoint of train ({error}): delete it to "
+                "start again, or put a good copy in its place"
             ) from error
-        if metadata.get("crc32") != str(_crc32(tensors)):
-            raise CheckpointError(f"{self.path} is damaged, its checksum is wrong: {advice}")
         return metadata, tensors
-
-
-def _crc32(tensors: dict[str, Tensor]) -> int:
-    value = 0
-    for name in sorted(tensors):
-        value = zlib.crc32(_bytes(tensors[name]), zlib.crc32(name.encode(), value))
-    return value
 
 
 @contextmanager
 def _held_interrupts() -> Iterator[list[int]]:
     """Collect Ctrl-C in a list, so that the step in hand ends whole; a second one is not held."""
-    held: list[int] = []
+    held, before = [], None
 
     def hold(number: int, frame: FrameType | None) -> None:
-        if held:
-            raise KeyboardInterrupt
         held.append(number)
+        signal.signal(signal.SIGINT, before)
 
-    before = None
     with suppress(ValueError):  # raised outside the main thread, which alone receives signals
         before = signal.signal(signal.SIGINT, hold)
     try:
@@ -360,16 +348,3 @@ def _bar(run: _Run, progress: bool | None) -> tqdm:
         unwatched = ("CI", "PYTEST_VERSION", "TQDM_DISABLE")
         progress = not any(os.environ.get(name) for name in unwatched)
     return tqdm(total=run.config.steps, initial=run.step, unit="step", disable=not progress)
-
-
-def _report(run: _Run, bar: tqdm) -> None:
-    fresh = run.step - run.reported
-    bar.set_postfix(loss=f"{run.check():.4f}", refresh=False)
-    bar.update(fresh)
-
-
-def _farewell(run: _Run, store: _Checkpoint | None) -> str:
-    stopped = f"stopped after step {run.step} of {run.config.steps}"
-    if store is None:
-        return f"{stopped}; nothing is saved: give train a checkpoint to be able to go on"
-    return f"{stopped}, saved in {store.path}: call train again with the same arguments to go on"

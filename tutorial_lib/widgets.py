@@ -10,8 +10,9 @@ import ipywidgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-DPI = 100
-LABELS = {"alpha": "α", "beta": "β", "sigma": "σ", "eps": "ε", "lambda_": "λ", "eta": "η"}
+from tutorial_lib.plotting import DPI, SCREEN
+
+LABELS = {"alpha": "α", "beta": "β", "sigma": "σ", "eps": "ε", "eta": "η", "lambda_": "λ"}
 
 
 class Explorer(ipywidgets.VBox):
@@ -101,13 +102,11 @@ def _look(label: str) -> dict[str, Any]:
 def _image(figure: Figure, alt: str) -> str:
     if not isinstance(figure, Figure):
         raise TypeError(f"The drawing function returned {type(figure).__name__}, not a Figure.")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    width, height = (round(side * DPI) for side in figure.get_size_inches())
-    style = f"width: {width}px; max-width: 100%; height: auto"
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
+    data = base64.b64encode(drawn.getvalue()).decode()
+    width, height = (round(side * SCREEN) for side in figure.get_size_inches())
     return (
-        f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" style="{style}" '
-        f'src="data:image/png;base64,{data}">'
+        f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" '
+        f'style="max-width: 100%; height: auto" src="data:image/png;base64,{data}">'
     )

@@ -72,8 +72,8 @@ def leaves(value: Any, field: str = "") -> Leaves:
         return tuple(leaf for part, name in parts for leaf in leaves(part, name))
     if isinstance(value, (tuple, list)):
         return tuple(leaf for item in value for leaf in leaves(item, field))
-    tensor = torch.as_tensor(value).detach()
-    return (Leaf(tensor.double(), tensor.dtype in (torch.float32, torch.float16), field),)
+    single = str(getattr(value, "dtype", "")).endswith(("float32", "float16"))
+    return (Leaf(torch.as_tensor(value, dtype=torch.float64).detach(), single, field),)
 
 
 def distance(got: list[Leaves], want: list[Leaves]) -> float:
@@ -251,5 +251,6 @@ def _shape(leaf: Leaf) -> str:
 def _untouched() -> None: ...
 
 
-def _operations(function: FunctionType) -> list[str]:
-    return [step.opname for step in dis.get_instructions(function) if step.opname != "NOP"]
+def _operations(function: FunctionType) -> list[tuple[str, Any]]:
+    steps = dis.get_instructions(function)
+    return [(step.opname, step.argval) for step in steps if step.opname != "NOP"]

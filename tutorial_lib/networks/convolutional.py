@@ -1,12 +1,11 @@
 """Residual convolutions that halve or double an image's sides: the networks of the image VAEs."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-
-from tutorial_lib.networks.mlp import initialise
 
 
 class ResidualBlock(nn.Module):
@@ -38,7 +37,7 @@ def downward(
         layers = []
         for before, width in zip([channels, *widths], widths, strict=False):
             layers += [nn.Conv2d(before, width, 2, stride=2), *_blocks(width, depth)]
-        layers += [nn.SiLU(), nn.Conv2d(widths[-1], out, 3, padding=1)]
+        layers += [nn.Conv2d(widths[-1], out, 3, padding=1)]
     return _initialised(nn.Sequential(*layers), generator)
 
 
@@ -62,9 +61,11 @@ def _blocks(width: int, depth: int) -> list[ResidualBlock]:
 
 
 def _initialised(network: nn.Sequential, generator: Generator) -> nn.Sequential:
-    initialise(network, generator)
-    for layer in network:
-        if isinstance(layer, ResidualBlock):
-            nn.init.zeros_(layer.second.weight)
-            nn.init.zeros_(layer.second.bias)
+    network.to_empty(device=generator.device)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            starts_at_zero = name.endswith("bias") or ".second." in name
+            fan_in = parameter[0].numel()
+            std = 0.0 if starts_at_zero else 1 / math.sqrt(fan_in)
+            parameter.normal_(std=std, generator=generator)
     return network

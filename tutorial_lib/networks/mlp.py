@@ -47,11 +47,11 @@ def _initialise_layer(layer: nn.Module, generator: Generator) -> None:
 
 
 class PointMLP(nn.Module):
-    """Map a noisy point and a log-SNR clock to a vector of the point's size.
+    """Map a noisy point and a clock, a tenth of the log-SNR, to a vector of the point's size.
 
-    SiLU layers that read (x_t, c, sin(k c pi/2), cos(k c pi/2)) for k = 1..6, with the clock
-    c = log(alpha^2/sigma^2) / 10; a label, where there are classes, adds a vector to the first
-    layer's sum. As it stands, 13,634 weights.
+    SiLU layers that read the point, the clock and its Fourier features (Tancik et al. 2020,
+    section 4); a label, where there are classes, adds a vector to the first layer's sum. 13,634
+    weights as it stands.
     """
 
     def __init__(
