@@ -253,6 +253,19 @@ def test_math_becomes_entities_and_code_is_left_alone():
     )
 
 
+def test_a_cell_id_is_its_headings_id_and_no_comment_in_code_is_a_heading():
+    source = "## Idea of $x$\n```\n# no heading\n```\n### Proof, in one line"
+    assert list(mdbook_ipynb.markdown_cell({"id": "idea", "source": source})) == [
+        '## Idea of <span class="math inline">x</span> {#idea}\n'
+        "```\n# no heading\n```\n### Proof, in one line {#section-proof-in-one-line}"
+    ]
+    later = {"id": "aside", "source": "text\n\n## Idea"}
+    assert list(mdbook_ipynb.markdown_cell(later)) == [
+        '<div id="aside"></div>',
+        "text\n\n## Idea {#section-idea}",
+    ]
+
+
 def test_printed_text_is_escaped_and_its_verdict_marked():
     printed = {"output_type": "stream", "name": "stdout", "text": "gap <b> & 1e-10  PASS\n"}
     assert converted(code("check()", printed, tags=["check"])) == (
@@ -281,6 +294,14 @@ def test_a_widget_names_its_controls():
     page = converted(code("explore(show)", view, tags=["widget"]))
     assert "move <b>time t, ε</b>" in page
     assert "<details" in page
+
+
+def test_a_row_of_the_coverage_table_leads_to_its_cells():
+    row = "| 01.2 | The bound | 01_name | elbo, elbo-check |"
+    assert mdbook_ipynb.with_cell_links(f"{row}\n| 01 | x | 01_name | y |") == (
+        "| 01.2 | The bound | [01](01_name.ipynb) | [elbo](01_name.ipynb#elbo), "
+        "[elbo-check](01_name.ipynb#elbo-check) |\n| 01 | x | 01_name | y |"
+    )
 
 
 # The checks, on pages with one fault each

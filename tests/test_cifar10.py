@@ -123,7 +123,7 @@ def test_files_that_systems_leave_behind_are_no_images(tmp_path):
 
 
 def test_decoded_images_are_kept_until_the_copy_changes(tmp_path, monkeypatch):
-    source = folder(tmp_path / "images")
+    source = folder(tmp_path / "images", "bmp")
     first = cifar10("test", source=source)
     decode = module._decode
     monkeypatch.setattr(module, "_decode", None)
@@ -132,8 +132,10 @@ def test_decoded_images_are_kept_until_the_copy_changes(tmp_path, monkeypatch):
     assert torch.equal(first.labels, again.labels)
     assert first.form == again.form
     monkeypatch.setattr(module, "_decode", decode)
-    black = source / "test" / "dog" / "0000.png"
+    black = source / "test" / "dog" / "0000.bmp"
+    size = black.stat().st_size
     Image.new("RGB", (32, 32)).save(black)
+    assert black.stat().st_size == size  # so that only the time tells
     changed = cifar10("test", source=source)
     assert int((changed.pixels != first.pixels).flatten(1).any(1).sum()) == 1
 

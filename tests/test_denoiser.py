@@ -57,6 +57,14 @@ def test_the_exact_denoiser_at_the_data():
     assert relative(prediction.x0, xt) < 1e-13 and not prediction.eps.any()
 
 
+@every_schedule
+def test_the_exact_denoiser_of_single_precision_points_works_in_double(name):
+    denoiser, xt = MixtureDenoiser(pair(), SCHEDULES[name]), normal(len(TIMES), 2).float()
+    single, double = denoiser(xt, TIMES), denoiser(xt.double(), TIMES)
+    assert torch.equal(single.x0, double.x0.float())
+    assert torch.equal(single.eps, double.eps.float())
+
+
 class ExactNet(nn.Module):
     """A network that answers exactly, in the form that it is asked for; its clock is t."""
 

@@ -123,6 +123,15 @@ def test_a_level_for_every_row_is_a_loop(name):
 
 
 @every_mixture
+def test_posteriors_take_any_leading_shape(mixture):
+    xt, level = noisy(mixture, 0.6, 0.8, n=12), at(0.6, 0.8)
+    block = xt.reshape(3, 2, 2, mixture.dim)
+    for method in (mixture.posterior_mean, mixture.posterior_covariance):
+        assert gap(method(block, level).flatten(0, 2), method(xt, level)) < 1e-12
+        assert gap(method(xt[5], level)[None], method(xt, level)[5:6]) < 1e-12
+
+
+@every_mixture
 def test_without_noise_the_posterior_is_the_point(mixture):
     xt = 3 * normal(6, mixture.dim)
     assert gap(mixture.posterior_mean(xt, at(1.0, 0.0)), xt) < 1e-13

@@ -19,12 +19,14 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "tutorial_lib"
 SHOWS_AND_MARKS = {"plotting", "checks", "widgets", "exercises"}  # for notebooks: no formulas
 
-# What computes without a formula of any paper: exp(log_alpha), pixels, toys. A name that cites or
-# is gone may not stay here.
+# What computes without a formula of any paper: pixels, toys, exp(log_alpha), the course's own
+# measures. A name that cites or is gone may not stay here.
 PLUMBING = {
     "cifar10": {"cache_folder", "cifar10", "to_pixels"},
     "data": {"std8", "overlap3", "moons", "spirals", "checkerboard"},
-    "schedule": {"Schedule.alpha", "Schedule.sigma", "Schedule.at", "uniform_times"},
+    "metrics": {"mode_coverage", "within_mode_variance_ratio"},
+    "networks/convolutional": {"downward", "upward"},
+    "schedule": {"Schedule.alpha", "Schedule.sigma", "time_like", "uniform_times"},
 }
 
 PRODUCTS = ast.Mult | ast.Div | ast.Pow | ast.MatMult

@@ -161,8 +161,8 @@ def full_disk(venv: Path) -> str:
     """Say that the disk is full."""
     free = ", ".join(f"{size / 1e9:.2f} GB free for {n}" for n, size in free_space(venv).items())
     return (
-        f"The disk is full ({free}): the course takes 1.4 GB, or about 7 GB with a CUDA PyTorch; "
-        "make room, or name another disk with VENV= and TMPDIR=, and run the command again."
+        f"The disk is full ({free}): the course takes 1.4 GB, and several more with a CUDA "
+        "PyTorch; make room, or name another disk (VENV=, TMPDIR=), and run the command again."
     )
 
 

@@ -20,17 +20,23 @@ import site_assets
 
 Json = dict[str, Any]
 
-# Code first: a dollar sign in code is not a formula. A formula never crosses an empty line.
+# Code comes first: there a dollar is not a formula, and a hash not a heading.
+FENCED = r"^[ ]*(?P<fence>`{3,}|~{3,})(?s:.*?)^[ ]*(?P=fence)[ ]*$"
+HEADING = re.compile(rf"(?P<verbatim>{FENCED}) | (?P<heading>^\#{{1,6}}[ ].*)", re.X | re.M)
+# A formula never crosses an empty line.
 MATH = re.compile(
-    r"""(?P<verbatim> ^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[ ]*$
-                    | (?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)
-                    | \\\$ )
-      | \$\$(?P<display>(?:(?!\n\s*\n).)+?)\$\$
-      | \$(?P<inline>[^\s$](?:(?:(?!\n\s*\n)[^$])*[^\s$\\])?)\$(?!\d)""",
-    re.VERBOSE | re.DOTALL | re.MULTILINE,
+    rf"""(?P<verbatim>{FENCED} | (?P<tick>`+)(?!`)(?s:.+?)(?<!`)(?P=tick)(?!`) | \\\$)
+       | \$\$(?P<display>(?:(?!\n\s*\n)(?s:.))+?)\$\$
+       | \$(?P<inline>[^\s$](?:(?:(?!\n\s*\n)[^$])*[^\s$\\])?)\$(?!\d)""",
+    re.X | re.M,
 )
 ALT = re.compile(r"\A# alt: *(?P<text>.*(?:\n#.*)*)\n*")
 NOTEBOOK_LINK = re.compile(r"\]\((?P<stem>[\w-]+)\.ipynb(?P<anchor>#[\w-]*)?\)")
+
+# A row of the coverage table: number, statement, notebook, cells.
+COVERED = re.compile(
+    r"^(?P<row>\| *\d\d\.\d+ *\|.*\|) *`?(?P<stem>\d\d_\w+)`? *\|(?P<cells>[\w`, -]+)\|$", re.M
+)
 
 
 def entities(tex: str) -> str:
@@ -141,13 +147,18 @@ def code_cell(cell: Json, images: Images) -> Iterator[str]:
 
 
 def markdown_cell(cell: Json) -> Iterator[str]:
-    """Yield the text with the cell's id as an anchor: its heading's id, where it has a heading."""
-    first, *rest = with_math(text_of(cell["source"])).split("\n")
-    if first.startswith("#"):
-        yield "\n".join([f"{first} {{#{cell['id']}}}", *rest])
-    else:
+    """Yield the text with the cell's id as an anchor, and ids for its other headings."""
+    text = with_math(text_of(cell["source"]))
+
+    def with_id(match: re.Match[str]) -> str:
+        if match["verbatim"]:
+            return match[0]
+        slug = "-".join(re.findall(r"\w+", re.sub(r"<[^>]*>", "", match["heading"]).lower()))
+        return f"{match['heading']} {{#{'section-' + slug if match.start() else cell['id']}}}"
+
+    if not text.startswith("#"):
         yield f'<div id="{cell["id"]}"></div>'
-        yield "\n".join([first, *rest])
+    yield HEADING.sub(with_id, text)
 
 
 def notebook_markdown(notebook: Json, name: str, images: Images) -> str:
@@ -169,6 +180,10 @@ def unbroken(numbers: str) -> str:
 
 def claims_table(path: Path) -> str:
     """List the recorded claims: the paper's figure, the bar, and ours over every seed."""
+    if not path.exists():
+        sys.exit(
+            "results/claims.json is missing: `make run` measures the claims that the book lists."
+        )
     lines = ["| | Claim | The paper | Bar | Ours | Seeds |", "|---|---|---|---|---|---|"]
     for claim in json.loads(path.read_text(encoding="utf-8")):
         values = sorted(claim["values"].values())
@@ -183,6 +198,18 @@ def claims_table(path: Path) -> str:
         number = f"[{claim['number']}]({claim['notebook']}.ipynb#{claim['cell']})"
         lines.append(f"| {number} | " + " | ".join(map(entities, cells)) + " |")
     return "\n".join(lines)
+
+
+def with_cell_links(text: str) -> str:
+    """Make the coverage table's notebooks and cells links to where they stand."""
+
+    def linked(match: re.Match[str]) -> str:
+        page = f"{match['stem']}.ipynb"
+        cells = [cell.strip(" `") for cell in match["cells"].split(",")]
+        links = ", ".join(f"[{cell}]({page}#{cell})" for cell in cells)
+        return f"{match['row']} [{match['stem'][:2]}]({page}) | {links} |"
+
+    return COVERED.sub(linked, text)
 
 
 def chapters(items: list[Any]) -> Iterator[Json]:
@@ -206,7 +233,7 @@ def convert(book: Json, root: Path, source: Path) -> None:
         if page["path"].endswith(".ipynb"):
             text = notebook_markdown(json.loads(page["content"]), page["path"], images)
         else:
-            text = with_math(page["content"])
+            text = with_cell_links(with_math(page["content"]))
             if "<!-- claims -->" in text:
                 table = claims_table(root / "results" / "claims.json")
                 text = text.replace("<!-- claims -->", table)

@@ -16,7 +16,8 @@ class GaussianMixture:
     weights (..., K), means (..., K, D), covariances (..., K, D, D), positive definite. Leading
     axes hold a batch of mixtures (a posterior for every point, say) and broadcast against those
     of the points (..., D) that methods take. Each covariance is kept as its eigenvectors and
-    eigenvalues, which noise changes only through alpha^2 eigenvalue + sigma^2.
+    eigenvalues, which noise changes only through alpha^2 eigenvalue + sigma^2. Source: Bishop
+    (2006), section 2.3.9.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:

@@ -196,6 +196,26 @@ def show_arrows(
     )
 
 
+def show_field(
+    ax: Axes,
+    field: Callable[[Tensor], Tensor],
+    extent: float = 3.0,
+    color: Any = GOOD,
+    *,
+    resolution: int = 13,
+) -> Quiver:
+    """Draw a vector field of points (N, 2) on a grid, as arrows that never touch.
+
+    Directions are true; a length l is drawn as l / (1 + l) of the grid's spacing.
+    """
+    edge = extent * (1 - 1 / resolution)
+    ticks = torch.linspace(-edge, edge, resolution, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1).reshape(-1, 2)
+    vectors = field(grid)
+    vectors = vectors / (1 + vectors.norm(dim=1, keepdim=True))
+    return show_arrows(ax, grid, vectors, color, scale=0.75 * float(ticks[1] - ticks[0]))
+
+
 def show_images(ax: Axes, batch: Tensor, nrow: int = 8) -> AxesImage:
     """Tile images (N, C, H, W) in [-1, 1], C = 1 or 3, with `nrow` in a row."""
     if batch.ndim != 4 or batch.shape[1] not in (1, 3):

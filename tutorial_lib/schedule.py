@@ -123,7 +123,7 @@ class Schedule(ABC):
 
 
 class VariancePreserving(Schedule):
-    """Keep alpha^2 + sigma^2 = 1, so that unit-variance data stay at unit variance.
+    """Keep alpha^2 + sigma^2 = 1, so that unit-variance data stay so (Song et al. 2021, eq. 11).
 
     alpha(0) = 1 and sigma(0) = 0, so lambda_(0) is infinite; time_of(inf) is 0.
     """

@@ -1,4 +1,4 @@
-"""Wrong answers to notebook 01's exercises, written as learners write them, not as our zoo does."""
+"""Wrong answers to notebook 01, written as learners write them, not as our zoo does."""
 
 import torch
 from torch.distributions import Normal, kl_divergence
