@@ -361,7 +361,7 @@ def test_training_closes_the_gap_of_a_linear_model():
 
 
 def test_residual_blocks_start_as_the_identity():
-    model = image_vae([Stage((4, 8), 2)], generator=generator(0))
+    model = image_vae([Stage((8, 16), 2)], generator=generator(0))
     blocks = [m for m in model.modules() if isinstance(m, ResidualBlock)]
     assert len(blocks) == 8
     for block in blocks:
@@ -383,7 +383,7 @@ def test_likelihood_keeps_its_precision_under_autocast():
 
 
 def test_image_samples_are_pixels_that_the_model_can_score():
-    model = image_vae([Stage((4,), 2), Stage((4,), 2)], size=8, generator=generator(0))
+    model = image_vae([Stage((8,), 2), Stage((8,), 2)], size=8, generator=generator(0))
     with torch.no_grad():
         x = model.sample(3, generator=generator(1))
         k = (x + 1) * 127.5

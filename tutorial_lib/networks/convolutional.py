@@ -11,18 +11,20 @@ from torch.nn import functional as F
 class ResidualBlock(nn.Module):
     """Add two 3x3 convolutions of an image to it; as it starts, the identity.
 
-    Pre-activation residual block (He et al. 2016, Identity Mappings), without its norms: the
-    second convolution starts at zero instead (Fixup, Zhang et al. 2019).
+    Pre-activation residual block (He et al. 2016, Identity Mappings) with group norms of
+    8 groups (Wu & He 2018); the second convolution starts at zero (Zhang et al. 2019).
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.first_norm, self.second_norm = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, width, H, W) to the same shape."""
-        return x + self.second(F.silu(self.first(F.silu(x))))
+        h = self.first(F.silu(self.first_norm(x)))
+        return x + self.second(F.silu(self.second_norm(h)))
 
 
 def downward(
@@ -64,8 +66,9 @@ def _initialised(network: nn.Sequential, generator: Generator) -> nn.Sequential:
     network.to_empty(device=generator.device)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            starts_at_zero = name.endswith("bias") or ".second." in name
-            fan_in = parameter[0].numel()
-            std = 0.0 if starts_at_zero else 1 / math.sqrt(fan_in)
+            if parameter.ndim == 1:  # biases, and the norms' scales
+                parameter.fill_(1.0 if "norm.weight" in name else 0.0)
+                continue
+            std = 0.0 if ".second." in name else 1 / math.sqrt(parameter[0].numel())
             parameter.normal_(std=std, generator=generator)
     return network

@@ -1,0 +1,148 @@
+"""Recipes on invented images, and the learner's minute on real ones. Takes about a minute."""
+
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.truths import generator
+from tutorial_lib import recipes
+from tutorial_lib.autoencoder import Bound, Stage, image_vae
+from tutorial_lib.cifar10 import Images, to_pixels
+from tutorial_lib.train import CheckpointError
+
+REAL = os.environ.get("TUTORIAL_LIB_DATA")
+VARYING = ("seconds",)  # what two equal runs may differ in
+
+
+@pytest.fixture
+def invented(monkeypatch):
+    """Serve smooth colour ramps in CIFAR-10's place; return them by split."""
+
+    def images(split, *, source=None, limit=None):
+        corners = torch.rand(limit, 3, 2, 2, generator=generator(len(split)))
+        x = torch.nn.functional.interpolate(corners, 32, mode="bilinear") * 2 - 1
+        return Images(to_pixels(x), torch.zeros(limit, dtype=torch.long), ("ramp",), "ramps")
+
+    monkeypatch.setattr(recipes, "cifar10", images)
+    return images
+
+
+def tiny(out, name="cifar10_vae", **overrides):
+    return recipes.run(name, tiny=True, out=str(out), **overrides)
+
+
+def lasting(metrics):
+    return {key: value for key, value in metrics.items() if key not in VARYING}
+
+
+class Known:
+    """A model whose every image costs 1 bit/dim to reconstruct, 0.5 and 0.25 in two levels."""
+
+    def bound(self, x, *, generator):
+        nats = x[0].numel() * math.log(2) * torch.ones(len(x))
+        return Bound(-nats, torch.stack([0.5 * nats, 0.25 * nats], dim=1))
+
+
+def test_measure_counts_bits_per_dimension():
+    pixels = torch.zeros(700, 3, 32, 32, dtype=torch.uint8)  # more than one batch
+    assert recipes._measure(Known(), pixels, generator()) == {
+        "bits_per_dim": 1.75,
+        "standard_error": 0.0,
+        "reconstruction": 1.0,
+        "kl_of_levels": [0.5, 0.25],
+    }
+
+
+@pytest.mark.parametrize(("name", "levels"), [("cifar10_vae", 1), ("cifar10_hvae", 3)])
+def test_a_run_leaves_its_record(invented, tmp_path, name, levels):
+    metrics = tiny(tmp_path, name)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    parts = metrics["reconstruction"] + sum(metrics["kl_of_levels"])
+    assert metrics["bits_per_dim"] == pytest.approx(parts, abs=3e-4)  # rounded to 1e-4 each
+    assert len(metrics["kl_of_levels"]) == levels
+    assert metrics["data"] == "ramps"
+    assert metrics["images_seen"] == 20 * 16
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 20
+    assert log[-1]["loss"] < log[0]["loss"]
+    sheet = torch.tensor(np.asarray(Image.open(tmp_path / "reconstructions.png")))
+    assert sheet.shape == (32 * (1 + levels), 16 * 32, 3)
+    originals = invented("test", limit=32).pixels[:16]
+    assert torch.equal(sheet[:32], torch.cat(list(originals.permute(0, 2, 3, 1)), dim=1))
+    assert Image.open(tmp_path / "samples.png").size == (16 * 32, 4 * 32)
+    assert str(tmp_path) not in (tmp_path / "metrics.json").read_text()
+
+
+def test_a_run_can_be_repeated(invented, tmp_path):
+    first, again = tiny(tmp_path / "1"), tiny(tmp_path / "2")
+    other = tiny(tmp_path / "3", seed=1)
+    assert lasting(first) == lasting(again)
+    assert first["bits_per_dim"] != other["bits_per_dim"]
+
+
+def interrupt_at(monkeypatch, call):
+    calls, convert = [], recipes.to_floats
+
+    def counted(pixels):
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return convert(pixels)
+
+    monkeypatch.setattr(recipes, "to_floats", counted)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(invented, tmp_path, monkeypatch):
+    """With half the steps in the KL's warm-up, a count begun anew would change the loss."""
+    settings = {"checkpoint": True, "kl_warmup": 0.5}
+    whole = tiny(tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt, match="after step 7"):
+            tiny(tmp_path / "halves", **settings)
+    assert lasting(tiny(tmp_path / "halves", **settings)) == lasting(whole)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(invented, tmp_path):
+    tiny(tmp_path, checkpoint=True)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        tiny(tmp_path, "cifar10_hvae", checkpoint=True)
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no recipe 'cifar100_vae': choose from cifar10_vae"):
+        recipes.run("cifar100_vae")
+    with pytest.raises(ValueError, match="cifar10_vae has no setting stepz"):
+        tiny(tmp_path, stepz=3)
+
+
+def test_the_command_line_lists_and_runs(invented, tmp_path, capsys):
+    assert recipes.main(["--list"]) == 0
+    listing = capsys.readouterr().out
+    assert all(name in listing for name in recipes.RECIPES)
+    command = ["cifar10_vae", "--tiny", "--steps", "3", "--learning_rate", "2e-3"]
+    assert recipes.main([*command, "--out", str(tmp_path)]) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["steps"], config["learning_rate"]) == (3, 2e-3)
+
+
+@pytest.mark.skipif(not REAL, reason="expected: no real CIFAR-10, TUTORIAL_LIB_DATA is not set")
+def test_two_thousand_real_images_in_a_minute(tmp_path):
+    """The call that notebook 01 writes out: 27 s on one core (5.2 bits/dim; untrained, over 8)."""
+    stages = (Stage((16, 32), 32, depth=1),)
+    training = {"steps": 1500, "batch_size": 8, "learning_rate": 8e-3, "kl_warmup": 0.4}
+    data = {"images": 2000, "test_images": 500}
+    metrics = recipes.run(
+        "cifar10_vae", stages=stages, **training, **data, device="cpu", out=str(tmp_path)
+    )
+    untrained = image_vae(stages, generator=generator(0))
+    pixels = recipes.cifar10("test", limit=500).pixels
+    assert recipes._measure(untrained, pixels, generator(1))["bits_per_dim"] > 7.5
+    assert metrics["bits_per_dim"] < 5.6
+    assert metrics["kl_of_levels"][0] > 0.3  # the latents carry the picture
