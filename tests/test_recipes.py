@@ -99,8 +99,7 @@ def interrupt_at(monkeypatch, call):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(invented, tmp_path, monkeypatch):
-    """With half the steps in the KL's warm-up, a count begun anew would change the loss."""
-    settings = {"checkpoint": True, "kl_warmup": 0.5}
+    settings = {"checkpoint": True}
     whole = tiny(tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7)
@@ -136,7 +135,7 @@ def test_the_command_line_lists_and_runs(invented, tmp_path, capsys):
 def test_two_thousand_real_images_in_a_minute(tmp_path):
     """The call that notebook 01 writes out: 27 s on one core (5.2 bits/dim; untrained, over 8)."""
     stages = (Stage((16, 32), 32, depth=1),)
-    training = {"steps": 1500, "batch_size": 8, "learning_rate": 8e-3, "kl_warmup": 0.4}
+    training = {"steps": 1500, "batch_size": 8, "learning_rate": 8e-3}
     data = {"images": 2000, "test_images": 500}
     metrics = recipes.run(
         "cifar10_vae", stages=stages, **training, **data, device="cpu", out=str(tmp_path)

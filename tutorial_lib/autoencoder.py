@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -32,9 +33,8 @@ class LinearGaussian:
 
     def sample(self, n: int, *, generator: Generator) -> Tensor:
         """Draw n points x, shape (n, D)."""
-        z = self._noise((n, self.W.shape[1]), generator)
-        noise = self._noise((n, self.W.shape[0]), generator)
-        return z @ self.W.T + self.mean + math.sqrt(self.noise_variance) * noise
+        z = Gaussian(self.W.new_zeros(n, self.W.shape[1]), 1.0).sample(generator=generator)
+        return Gaussian(z @ self.W.T + self.mean, self.noise_variance).sample(generator=generator)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Return log p(x) of x ~ N(mean, W W' + noise_variance I), (B, D) -> (B,)."""
@@ -70,7 +70,7 @@ class LinearGaussian:
         return _full_kl(mean, covariance, *self.posterior(x))
 
     def best_diagonal_gap(self) -> Tensor:
-        """Return the least gap of any q with a diagonal covariance: the mean-field floor, shape ().
+        """Return the least gap of any q with a diagonal covariance, the mean-field floor, ().
 
         Bishop 2006, section 10.1.2: the best variances are the reciprocals of the posterior
         precision's diagonal.
@@ -83,9 +83,6 @@ class LinearGaussian:
 
     def _eye(self, n: int) -> Tensor:
         return torch.eye(n, dtype=self.W.dtype, device=self.W.device)
-
-    def _noise(self, shape: tuple[int, int], generator: Generator) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=self.W.dtype, device=self.W.device)
 
 
 def _full_kl(mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor) -> Tensor:
@@ -129,8 +126,7 @@ class DiscretisedLogistic:
         With bin edges a > b in units of the scale, F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)):
         every factor keeps its logarithm where the difference would underflow.
         """
-        precision = torch.exp(-self.log_scale)
-        half_bin = 0.5 / LEVELS_PER_UNIT
+        precision, half_bin = torch.exp(-self.log_scale), 0.5 / LEVELS_PER_UNIT
         above = F.logsigmoid((x - self.mean + half_bin) * precision)
         below = F.logsigmoid((self.mean - x + half_bin) * precision)
         width = torch.log(-torch.expm1(-2 * half_bin * precision))
@@ -169,22 +165,22 @@ def fixed_variance(variance: float) -> Family:
 def discretised_logistic(output: Tensor) -> DiscretisedLogistic:
     """Read a network's output as locations, then log-scales, along axis 1.
 
-    Log-scales stay above -7 (a tenth of a pixel's bin, nearly), as in PixelCNN++.
+    Log-scales stay above -7 (a tenth of a pixel's bin, nearly), as in PixelCNN++, and below 7,
+    where every pixel value is already equally likely and one wild latent cannot end a run.
     """
     mean, log_scale = output.chunk(2, dim=1)
-    return DiscretisedLogistic(mean, log_scale.clamp(min=-7))
+    return DiscretisedLogistic(mean, log_scale.clamp(-7, 7))
 
 
 class Conditional(nn.Module):
-    """Make a network's output a distribution, in the precision of the network's input.
+    """Make a network's output a distribution (Kingma & Welling 2014, section 3).
 
-    Under autocast the network runs in bfloat16, and every likelihood is still float32.
+    Autocast lowers the precision of the network, not that of the distribution.
     """
 
     def __init__(self, network: nn.Module, family: Family) -> None:
         super().__init__()
-        self.network = network
-        self.family = family
+        self.network, self.family = network, family
 
     def forward(self, given: Tensor) -> Distribution:
         """Return the distribution of the next variable, given this one."""
@@ -206,7 +202,7 @@ class Bound:
 
     @property
     def elbo(self) -> Tensor:
-        """Return the evidence lower bound, shape (B,)."""
+        """Return the evidence lower bound, (B,) (Luo 2022, eq. 29)."""
         return self.reconstruction - self.kl.sum(1)
 
 
@@ -227,11 +223,9 @@ class HierarchicalVAE(nn.Module):
     ) -> None:
         super().__init__()
         if not len(encoders) == len(decoders) > 0:
-            raise ValueError(
-                f"{len(encoders)} encoders and {len(decoders)} decoders: give one of each per level"
-            )
-        self.encoders = nn.ModuleList(encoders)
-        self.decoders = nn.ModuleList(decoders)
+            counts = f"{len(encoders)} encoders and {len(decoders)} decoders"
+            raise ValueError(f"{counts}: give one of each per level")
+        self.encoders, self.decoders = nn.ModuleList(encoders), nn.ModuleList(decoders)
         self.top_shape = tuple(top_shape)
 
     def bound(self, x: Tensor, *, generator: Generator) -> Bound:
@@ -241,9 +235,8 @@ class HierarchicalVAE(nn.Module):
         from the prior at the top (Kingma & Welling 2014, eq. 7, for T = 1).
         """
         latents, posteriors, priors = self._draw_chain(x, generator)
-        below_top = zip(latents[:-1], posteriors[:-1], priors[:-1], strict=True)
-        costs = [-q.entropy() - p.log_prob(z) for z, q, p in below_top]
-        costs.append(posteriors[-1].kl(priors[-1]))
+        *below_top, (_, top, prior) = zip(latents, posteriors, priors, strict=True)
+        costs = [-q.entropy() - p.log_prob(z) for z, q, p in below_top] + [top.kl(prior)]
         return Bound(self.decoders[0](latents[0]).log_prob(x), torch.stack(costs, dim=1))
 
     def log_evidence(self, x: Tensor, n_samples: int, *, generator: Generator) -> Tensor:
@@ -282,8 +275,7 @@ class HierarchicalVAE(nn.Module):
         for encoder in self.encoders:
             posteriors.append(encoder(latents[-1] if latents else x))
             latents.append(posteriors[-1].sample(generator=generator))
-        above = zip(self.decoders[1:], latents[1:], strict=True)
-        priors = [decoder(z) for decoder, z in above]
+        priors = [d(z) for d, z in zip(self.decoders[1:], latents[1:], strict=True)]
         return latents, posteriors, [*priors, Gaussian(torch.zeros_like(latents[-1]), 1.0)]
 
     def _log_weight(self, x: Tensor, generator: Generator) -> Tensor:
@@ -325,7 +317,7 @@ def point_vae(
 
 @dataclass(frozen=True)
 class Stage:
-    """Say how one level of an image VAE is built: a halving per width, then its latent's channels."""
+    """Describe one level of an image VAE: a halving per width, and its latent's channels."""
 
     widths: tuple[int, ...]
     channels: int
@@ -335,28 +327,24 @@ class Stage:
 def image_vae(stages: Sequence[Stage], size: int = 32, *, generator: Generator) -> HierarchicalVAE:
     """Build a VAE of 8-bit colour images, (B, 3, size, size) in [-1, 1], a level per stage.
 
-    The latents are images too. Decoders mirror encoders; p(x|z_1) is a discretised logistic of
-    learned scale per pixel and channel.
+    The latents are images too, decoders mirror encoders, and p(x|z_1) is a logistic of learned
+    scale per pixel and channel, discretised (Salimans et al. 2017, eq. 2).
     """
     families = [discretised_logistic] + (len(stages) - 1) * [diagonal_gaussian]
     encoders, decoders, channels = [], [], 3
     for stage, family in zip(stages, families, strict=True):
-        down = downward(
-            channels, stage.widths, stage.depth, 2 * stage.channels, generator=generator
-        )
-        up = upward(
-            stage.channels, stage.widths[::-1], stage.depth, 2 * channels, generator=generator
-        )
+        below, here = channels, stage.channels
+        down = downward(below, stage.widths, stage.depth, 2 * here, generator=generator)
+        up = upward(here, stage.widths[::-1], stage.depth, 2 * below, generator=generator)
         encoders.append(Conditional(down, diagonal_gaussian))
         decoders.append(Conditional(up, family))
-        channels, size = stage.channels, size // 2 ** len(stage.widths)
+        channels, size = here, size // 2 ** len(stage.widths)
     return HierarchicalVAE(encoders, decoders, (channels, size, size))
 
 
 def _mlp(widths: Sequence[int], generator: Generator) -> nn.Sequential:
     with torch.device("meta"):
-        layers = [nn.Linear(m, n) for m, n in zip(widths[:-1], widths[1:], strict=True)]
-        between = [layer for linear in layers[:-1] for layer in (linear, nn.SiLU())]
-        network = nn.Sequential(*between, layers[-1])
+        layers = [layer for m, n in pairwise(widths) for layer in (nn.Linear(m, n), nn.SiLU())]
+        network = nn.Sequential(*layers[:-1])
     initialise(network, generator)
     return network
