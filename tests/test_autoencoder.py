@@ -15,6 +15,7 @@ from tutorial_lib.autoencoder import (
     LinearGaussian,
     Stage,
     diagonal_gaussian,
+    discretised_logistic,
     image_vae,
     point_vae,
 )
@@ -169,6 +170,18 @@ def test_discretised_logistic_samples_follow_its_probabilities():
     counts = k.bincount(minlength=256).to(F64)
     want = n * probabilities(mean, log_scale)
     assert ((counts - want) / want.sqrt()).square().sum() < 255 + 6 * math.sqrt(2 * 255)  # chi^2
+
+
+def test_a_wild_output_has_a_finite_price():
+    """A log-scale of 200 alone would leave inner bins no mass at all, and the loss infinite."""
+    output = torch.tensor([[0.5, 200.0], [0.5, -200.0], [50.0, 0.0]], requires_grad=True)
+    x = PIXELS[100].float().expand(3, 1)
+    log_p = discretised_logistic(output).log_prob(x)
+    log_p.sum().backward()
+    assert log_p.min() > -2e3
+    assert output.grad.isfinite().all()
+    free = DiscretisedLogistic(torch.full((1, 1), 0.5), torch.full((1, 1), 200.0))
+    assert free.log_prob(x[:1]).isinf().all()
 
 
 # Chains of linear-Gaussian levels --------------------------------------------------------------

@@ -165,8 +165,8 @@ def fixed_variance(variance: float) -> Family:
 def discretised_logistic(output: Tensor) -> DiscretisedLogistic:
     """Read a network's output as locations, then log-scales, along axis 1.
 
-    Log-scales stay above -7 (a tenth of a pixel's bin, nearly), as in PixelCNN++, and below 7,
-    where every pixel value is already equally likely and one wild latent cannot end a run.
+    Log-scales stay above -7 (a tenth of a pixel's bin, nearly), as in PixelCNN++, and below
+    7, where all mass lies in the end values: one wild latent cannot make a bin's mass zero.
     """
     mean, log_scale = output.chunk(2, dim=1)
     return DiscretisedLogistic(mean, log_scale.clamp(-7, 7))

@@ -36,7 +36,7 @@ class ImageVAERun:
     """
 
     stages: tuple[Stage, ...]
-    steps: int = 16_000
+    steps: int = 5_000
     batch_size: int = 256
     learning_rate: float = 6e-4
     images: int = 50_000
@@ -67,14 +67,14 @@ RECIPES = {
     "cifar10_vae": Recipe(
         "VAE with one level of 8x8x32 latents on CIFAR-10, discretised-logistic pixels",
         "Kingma & Welling 2014",
-        "5 minutes on an H200",
+        "2 minutes on an H200",
         ImageVAERun(FLAT),
         ImageVAERun((Stage((8, 16), 8, 1),), **TINY),
     ),
     "cifar10_hvae": Recipe(
         "Markovian hierarchical VAE with three levels, 16x16x16, 8x8x32 and 4x4x64",
         "Luo 2022, section 'Hierarchical VAE'",
-        "7 minutes on an H200",
+        "3 minutes on an H200",
         ImageVAERun(LADDER),
         ImageVAERun((Stage((8,), 4, 1), Stage((8,), 8, 1), Stage((8,), 8, 1)), **TINY),
     ),
