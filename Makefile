@@ -30,6 +30,7 @@ run: $(VENV)/.all  ## execute all notebooks and store their outputs
 
 book: $(VENV)/.all node_modules  ## build the course as a web site in build/book
 	PATH="$(abspath $(BIN)):$$PATH" mdbook build
+	rm -rf build/book/.ipynb_checkpoints
 
 lint: $(VENV)/.all  ## check style, notebooks included
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python tools/notebooks.py check

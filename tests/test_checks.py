@@ -52,7 +52,7 @@ def test_check_close_passes(got, want, relative, capsys):
 def test_bars_are_strict_and_refuse_nan(check, sign, capsys):
     inside, outside = (0.004, 0.006) if sign == "<" else (0.006, 0.004)
     check("gap", torch.tensor(inside), 0.005)
-    assert capsys.readouterr().out == f"gap: {sign} 0.005  PASS\n"
+    assert capsys.readouterr().out == f"gap: ≈ {inside:.5f}, bar {sign} 0.005  PASS\n"
     for value in (outside, 0.005, math.nan):
         with pytest.raises(AssertionError, match=r"gap: .* is not"):
             check("gap", value, 0.005)

@@ -192,6 +192,19 @@ def test_running_again_from_the_shell_stores_the_same(good, tmp_path, monkeypatc
     assert said == [f"{path.name} [notebook] claim 99.1: not measured at seed 1, 2, 3"]
 
 
+def test_the_cover_is_the_stored_figure(good, tmp_path, monkeypatch, capsys):
+    _, done, _ = good
+    path = tmp_path / "01_first.ipynb"
+    notebooks.write(path, done.notebook)
+    monkeypatch.setattr(notebooks, "COVER", ("01_first", "figure-line"))
+    assert notebooks.main(["cover", str(path)]) == 0
+    stored = cell(done.notebook, "figure-line").outputs[0].data["image/png"]
+    assert (tmp_path / "cover.png").read_bytes() == base64.b64decode(stored)
+    monkeypatch.setattr(notebooks, "COVER", ("01_first", "define-line"))
+    assert notebooks.main(["cover", str(path)]) == 1
+    assert capsys.readouterr().err.startswith("There are 0 pictures stored by a cell define-line")
+
+
 CLAIM_BY_SEED = """
 import json, os
 value = 0.1 * int(os.environ.get("COURSE_SEED", "0"))

@@ -1,9 +1,13 @@
 """Recipes on invented images, and the learner's minute on real ones. Takes about a minute."""
 
+import errno
 import json
 import math
 import os
+import re
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from PIL import Image
 
 from tests.truths import generator
 from tutorial_lib import recipes
-from tutorial_lib.autoencoder import Bound, Stage, image_vae
+from tutorial_lib.autoencoder import Bound, image_vae
 from tutorial_lib.cifar10 import Images, to_pixels
 from tutorial_lib.train import CheckpointError
 
@@ -119,28 +123,71 @@ def test_unknown_names_are_refused(tmp_path):
         recipes.run("cifar100_vae")
     with pytest.raises(ValueError, match="cifar10_vae has no setting stepz"):
         tiny(tmp_path, stepz=3)
+    with pytest.raises(ValueError, match="small or tiny"):
+        tiny(tmp_path, small=True)
 
 
-def test_the_command_line_lists_and_runs(invented, tmp_path, capsys):
-    assert recipes.main(["--list"]) == 0
-    listing = capsys.readouterr().out
-    assert all(name in listing for name in recipes.RECIPES)
-    command = ["cifar10_vae", "--tiny", "--steps", "3", "--learning_rate", "2e-3"]
+def test_only_the_recorded_run_may_replace_its_record():
+    full = recipes.RECIPES["cifar10_vae"].full
+    for same in (full, replace(full, device="cpu", source="copy", checkpoint=True)):
+        assert recipes._folder("cifar10_vae", same) == Path("results/cifar10_vae")
+    others = (replace(full, steps=100), replace(full, seed=1))
+    for other in (*others, recipes.RECIPES["cifar10_vae"].small):
+        assert recipes._folder("cifar10_vae", other) == Path("runs/cifar10_vae")
+    assert recipes._folder("cifar10_vae", replace(full, out="mine")) == Path("mine")
+
+
+def test_the_command_line_runs(invented, tmp_path, capsys):
+    command = ["cifar10_vae", "--tiny", "--steps", "3", "--learning-rate", "2e-3", "--checkpoint"]
     assert recipes.main([*command, "--out", str(tmp_path)]) == 0
     config = json.loads(capsys.readouterr().out)["config"]
-    assert (config["steps"], config["learning_rate"]) == (3, 2e-3)
+    assert (config["steps"], config["learning_rate"], config["checkpoint"]) == (3, 2e-3, True)
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_the_list_gives_the_figures_on_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path)
+    (tmp_path / "cifar10_vae").mkdir()
+    found = {"bits_per_dim": 4.2513, "standard_error": 0.0049, "data": "ramps", "device": "a GPU"}
+    (tmp_path / "cifar10_vae" / "metrics.json").write_text(json.dumps(found))
+    assert recipes.main(["--list"]) == 0
+    flat, ladder = capsys.readouterr().out.split("cifar10_hvae")
+    assert "recorded: 4.251 ± 0.005 bits/dim on ramps; a GPU" in flat
+    assert "recorded" not in ladder and recipes.RECIPES["cifar10_hvae"].cost in ladder
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("options", "broken", "status", "sentence"),
+    [
+        (["--steps", "0"], None, 1, "steps is 0: it must be positive"),
+        (["--learning-rate", "1e9"], None, 1, "the loss is .* try a smaller learning_rate"),
+        (["--device", "cuda:99"], None, 1, "there is no device 'cuda:99' here: choose cpu"),
+        ([], "_log", 1, r"files \(No space left on device\): make room, or name a folder"),
+        ([], "Ctrl-C", 130, "stopped after step 7, not saved"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(
+    invented, tmp_path, monkeypatch, capsys, options, broken, status, sentence
+):
+    if broken == "Ctrl-C":
+        interrupt_at(monkeypatch, 7)
+    elif broken:
+        monkeypatch.setattr(recipes, broken, no_room)
+    out = ["--out", str(tmp_path)]
+    assert recipes.main(["cifar10_vae", "--tiny", *out, *options]) == status
+    said = capsys.readouterr()
+    assert re.search(sentence, said.err) and said.err.count("\n") == 1 and not said.out
 
 
 @pytest.mark.skipif(not REAL, reason="expected: no real CIFAR-10, TUTORIAL_LIB_DATA is not set")
 def test_two_thousand_real_images_in_a_minute(tmp_path):
-    """The call that notebook 01 writes out: 27 s on one core (5.2 bits/dim; untrained, over 8)."""
-    stages = (Stage((16, 32), 32, depth=1),)
-    training = {"steps": 1500, "batch_size": 8, "learning_rate": 8e-3}
-    data = {"images": 2000, "test_images": 500}
-    metrics = recipes.run(
-        "cifar10_vae", stages=stages, **training, **data, device="cpu", out=str(tmp_path)
-    )
-    untrained = image_vae(stages, generator=generator(0))
+    """The learner's run: 27 s on one core (5.3 bits/dim; untrained, over 7.5)."""
+    metrics = recipes.run("cifar10_vae", small=True, out=str(tmp_path))
+    untrained = image_vae(recipes.RECIPES["cifar10_vae"].small.stages, generator=generator(0))
     pixels = recipes.cifar10("test", limit=500).pixels
     assert recipes._measure(untrained, pixels, generator(1))["bits_per_dim"] > 7.5
     assert metrics["bits_per_dim"] < 5.6

@@ -15,6 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import notebooks
+
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("lab", "test", "site", "oracles")
 
@@ -151,6 +153,13 @@ def test_every_command_of_the_readme_exists():
 def test_every_link_of_the_readme_leads_to_a_file():
     for target in re.findall(r"\]\(([^)#:]+)\)", text("README.md")):
         assert (ROOT / target).exists(), target
+
+
+def test_the_picture_of_the_readme_is_notebook_01_s():
+    stem, cell = notebooks.COVER
+    lesson = notebooks.read(ROOT / "notebooks" / f"{stem}.ipynb")
+    (path,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", text("README.md"))
+    assert (ROOT / path).read_bytes() == notebooks.picture(lesson, cell)
 
 
 # What is in the repository

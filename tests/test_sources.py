@@ -26,6 +26,7 @@ PLUMBING = {
     "data": {"std8", "overlap3", "moons", "spirals", "checkerboard"},
     "metrics": {"mode_coverage", "within_mode_variance_ratio"},
     "networks/convolutional": {"downward", "upward"},
+    "recipes": {"run", "main"},
     "schedule": {"Schedule.alpha", "Schedule.sigma", "time_like", "uniform_times"},
 }
 

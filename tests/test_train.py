@@ -295,7 +295,15 @@ def test_ctrl_c_saves_the_step_in_hand_and_the_run_goes_on_bit_for_bit(tmp_path)
     assert rest.calls == 60 - 17
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
+@pytest.fixture
+def foreground():
+    """Handle Ctrl-C as a terminal's process does: one in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once(foreground, tmp_path):
     def twice():
         interrupt()
         interrupt()

@@ -33,7 +33,7 @@ COLLAPSED = {"source_hidden": True}
 COURSE = {"number": int, "title": str, "papers": list, "modules": list, "minutes": int}
 CELLS, CELLS_OF_01 = (50, 90), (50, 180)
 LINES = 25
-KIB = 500
+KIB, KIB_OF_01 = 500, 750
 
 READABLE_ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 RANDOM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]+)*")
@@ -105,12 +105,13 @@ def headings(book: Book) -> Iterator[Breach]:
 
 
 def size(book: Book) -> Iterator[Breach]:
-    low, high = CELLS_OF_01 if book.number == "01" else CELLS
+    first = book.number == "01"
+    (low, high), most = (CELLS_OF_01, KIB_OF_01) if first else (CELLS, KIB)
     if not low <= len(book.cells) <= high:
         yield "notebook", f"has {len(book.cells)} cells, expected {low} to {high}"
     kib = book.path.stat().st_size / 1024
-    if kib >= KIB:
-        yield "notebook", f"is {kib:.0f} KiB large, at most {KIB}"
+    if kib >= most:
+        yield "notebook", f"is {kib:.0f} KiB large, at most {most}"
     for cell in book.code:
         lines = len(cell.source.splitlines())
         if not 0 < lines <= LINES:

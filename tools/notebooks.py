@@ -1,9 +1,10 @@
-"""Clean, run and check the notebooks: `python tools/notebooks.py clean|run|check|claims [names]`.
+"""Care for the notebooks: `python tools/notebooks.py clean|run|check|claims|cover [names]`.
 
 A name is a path, a stem or the number of a notebook; none means all.
 """
 
 import argparse
+import base64
 import copy
 import json
 import subprocess
@@ -24,8 +25,13 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 CLAIMS = ROOT / "results" / "claims.json"
+COVER = ("01_unified_perspective", "from-scratch-figure")  # whose picture opens the README
 CELL_TIMEOUT = 600
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+class PictureError(LookupError):
+    """Say that a cell has not stored the one picture that was wanted."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         return COMMANDS[given.command](find(given.names))
-    except (CellExecutionError, FileNotFoundError) as error:
+    except (CellExecutionError, FileNotFoundError, PictureError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -76,6 +82,7 @@ def run(paths: list[Path]) -> int:
     for path in paths:
         done = execute(path)
         write(path, done.notebook)
+        _store_cover(path, done.notebook)
         _record(path, done.notebook, {"0": done.claims})
         print(f"{path.name}: {done.seconds:.0f} s, {done.peak_mib:.0f} MiB at most")
     return 0
@@ -96,7 +103,35 @@ def measure_claims(paths: list[Path]) -> int:
     return 0
 
 
-COMMANDS = {"clean": clean, "run": run, "check": check, "claims": measure_claims}
+def cover(paths: list[Path]) -> int:
+    for path in paths:
+        _store_cover(path, read(path))
+    return 0
+
+
+COMMANDS = {
+    "clean": clean,
+    "run": run,
+    "check": check,
+    "claims": measure_claims,
+    "cover": cover,
+}
+
+
+def picture(notebook: NotebookNode, name: str) -> bytes:
+    """Return the PNG that a cell has stored; raise PictureError unless it is one."""
+    cells = [cell for cell in notebook.cells if cell.id == name and cell.cell_type == "code"]
+    data = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    drawn = [part["image/png"] for part in data if "image/png" in part]
+    if len(drawn) != 1:
+        raise PictureError(f"There are {len(drawn)} pictures stored by a cell {name}, not one.")
+    return base64.b64decode(drawn[0])
+
+
+def _store_cover(path: Path, notebook: NotebookNode) -> None:
+    stem, name = COVER
+    if path.stem == stem:
+        path.with_name("cover.png").write_bytes(picture(notebook, name))
 
 
 def _record(path: Path, notebook: NotebookNode, values: dict[str, list[claims.Row]]) -> None:

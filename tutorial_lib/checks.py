@@ -35,14 +35,14 @@ def check_below(name: str, value: Any, bar: float) -> None:
     """Print that a number lies below a bar; raise AssertionError if it does not."""
     if not float(value) < bar:
         raise AssertionError(f"{name}: {float(value):.6g} is not below {bar:g}.")
-    print(f"{name}: < {bar:g}  PASS")
+    print(f"{name}: ≈ {_digits(float(value))}, bar < {bar:g}  PASS")
 
 
 def check_above(name: str, value: Any, bar: float) -> None:
     """Print that a number lies above a bar; raise AssertionError if it does not."""
     if not float(value) > bar:
         raise AssertionError(f"{name}: {float(value):.6g} is not above {bar:g}.")
-    print(f"{name}: > {bar:g}  PASS")
+    print(f"{name}: ≈ {_digits(float(value))}, bar > {bar:g}  PASS")
 
 
 def claim(

@@ -1,7 +1,8 @@
-"""Recorded runs: `python -m tutorial_lib.recipes NAME [--steps 100 ...]`, or `--list`.
+"""Recorded runs: `python -m tutorial_lib.recipes NAME [--small] [--steps 100 ...]`, or `--list`.
 
-A run leaves `metrics.json`, `samples.png`, `reconstructions.png` and `log.jsonl` in its folder,
-`results/NAME` unless `--out` names another. `--tiny` is the same code in seconds on a CPU.
+A run leaves `metrics.json`, `samples.png`, `reconstructions.png` and `log.jsonl` in its folder:
+`results/NAME` for the run that is recorded there, `runs/NAME` for any other, or `--out`. `--small`
+is the same code in a minute on a CPU, `--tiny` in seconds.
 """
 
 from __future__ import annotations
@@ -23,9 +24,20 @@ from torch import Generator, Tensor
 
 from tutorial_lib.autoencoder import Bound, HierarchicalVAE, Stage, image_vae
 from tutorial_lib.cifar10 import DataError, Images, cifar10, to_floats, to_pixels
-from tutorial_lib.train import CheckpointError, TrainConfig, TrainResult, train
+from tutorial_lib.train import (
+    CheckpointError,
+    TrainConfig,
+    TrainingDiverged,
+    TrainResult,
+    train,
+)
 
 NATS_PER_BIT = math.log(2)
+RESULTS = Path("results")
+FAULTS = (
+    *(ValueError, OSError, torch.OutOfMemoryError),
+    *(DataError, CheckpointError, TrainingDiverged),
+)
 
 
 @dataclass(frozen=True)
@@ -50,17 +62,29 @@ class ImageVAERun:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Describe a run to someone who must decide whether to start it."""
+    """Describe a run to someone who must decide whether to start it.
+
+    `full` is the run on record, `small` shows the same on a CPU, `tiny` only that the code runs.
+    """
 
     about: str
     paper: str
     cost: str
-    config: ImageVAERun
+    full: ImageVAERun
+    small: ImageVAERun
     tiny: ImageVAERun
 
 
 FLAT = (Stage((128, 256), 32, 3),)
 LADDER = (Stage((128,), 16, 3), Stage((256,), 32, 3), Stage((256,), 64, 3))
+SMALL = {
+    "steps": 1500,
+    "batch_size": 8,
+    "learning_rate": 8e-3,
+    "images": 2000,
+    "test_images": 500,
+    "device": "cpu",
+}
 TINY = {"steps": 20, "batch_size": 16, "images": 64, "test_images": 32, "device": "cpu"}
 
 RECIPES = {
@@ -69,6 +93,7 @@ RECIPES = {
         "Kingma & Welling 2014",
         "2 minutes on an H200",
         ImageVAERun(FLAT),
+        ImageVAERun((Stage((16, 32), 32, 1),), **SMALL),
         ImageVAERun((Stage((8, 16), 8, 1),), **TINY),
     ),
     "cifar10_hvae": Recipe(
@@ -76,20 +101,24 @@ RECIPES = {
         "Luo 2022, section 'Hierarchical VAE'",
         "3 minutes on an H200",
         ImageVAERun(LADDER),
+        ImageVAERun((Stage((16,), 8, 1), Stage((32,), 16, 1), Stage((32,), 32, 1)), **SMALL),
         ImageVAERun((Stage((8,), 4, 1), Stage((8,), 8, 1), Stage((8,), 8, 1)), **TINY),
     ),
 }
 
 
-def run(name: str, **overrides: Any) -> dict[str, Any]:
+def run(name: str, *, small: bool = False, tiny: bool = False, **overrides: Any) -> dict[str, Any]:
     """Run a recipe, with some of its settings changed, and return what it wrote as metrics.
 
-    Raises ValueError for an unknown recipe or setting, and DataError.
+    Raises ValueError for an unknown recipe or a setting that cannot be, DataError,
+    CheckpointError and TrainingDiverged.
     """
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}: choose from {', '.join(RECIPES)}")
-    tiny = overrides.pop("tiny", False)
-    base = RECIPES[name].tiny if tiny else RECIPES[name].config
+    if small and tiny:
+        raise ValueError("a run is small or tiny: choose one")
+    recipe = RECIPES[name]
+    base = recipe.small if small else recipe.tiny if tiny else recipe.full
     unknown = set(overrides) - {field.name for field in fields(base)}
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
@@ -97,7 +126,8 @@ def run(name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def _run_image_vae(name: str, config: ImageVAERun) -> dict[str, Any]:
-    out = Path(config.out or Path("results") / name)
+    _require_device(config.device)
+    out = _folder(name, config)
     out.mkdir(parents=True, exist_ok=True)
     images = cifar10("train", source=config.source, limit=config.images)
     unseen = cifar10("test", source=config.source, limit=config.test_images)
@@ -119,6 +149,22 @@ def _run_image_vae(name: str, config: ImageVAERun) -> dict[str, Any]:
     _draw(vae, test[:16], generator, out)
     _log(result.losses, config, out)
     return metrics
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+        raise ValueError(f"there is no device {device!r} here: choose cpu") from error
+
+
+def _folder(name: str, config: ImageVAERun) -> Path:
+    """Return where a run leaves its files: only the recorded run may replace its record."""
+    if config.out is not None:
+        return Path(config.out)
+    recorded = RECIPES[name].full
+    same = replace(config, device=recorded.device, source=None, checkpoint=False)
+    return (RESULTS if same == recorded else Path("runs")) / name
 
 
 def _fit(config: ImageVAERun, images: Images, out: Path) -> TrainResult:
@@ -197,7 +243,9 @@ def _log(losses: Tensor, config: ImageVAERun, out: Path) -> None:
 def _where(device: str) -> dict[str, str]:
     gpu = device.startswith("cuda")
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else f"CPU ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device)
+        if gpu
+        else f"{device.upper()} ({platform.machine()})",
         "torch": torch.__version__,
         "commit": os.environ.get("COURSE_COMMIT") or _commit(),
     }
@@ -212,29 +260,59 @@ def _commit() -> str:
 
 
 def _listing() -> str:
-    rows = [f"{n}\n  {r.about}\n  {r.paper}; {r.cost}" for n, r in RECIPES.items()]
-    return "\n".join(rows)
+    return "\n".join(_described(name, recipe) for name, recipe in RECIPES.items())
+
+
+def _described(name: str, recipe: Recipe) -> str:
+    lines = [name, recipe.about, f"{recipe.paper}; {recipe.cost}"]
+    record = RESULTS / name / "metrics.json"
+    if record.exists():
+        found = json.loads(record.read_text())
+        figure = f"{found['bits_per_dim']:.3f} ± {found['standard_error']:.3f} bits/dim"
+        lines.append(f"recorded: {figure} on {found['data']}; {found['device']}")
+    return "\n  ".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tutorial_lib.recipes", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=RECIPES)
+    parser.add_argument("--list", action="store_true", help="say what there is, and what it costs")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--small", action="store_true", help="the same in a minute, on a CPU")
+    forms.add_argument("--tiny", action="store_true", help="the same in seconds, on a CPU")
+    for field in fields(ImageVAERun):
+        option = "--" + field.name.replace("_", "-")
+        if field.type == "bool":
+            parser.add_argument(option, action=argparse.BooleanOptionalAction)
+        elif field.name != "stages":
+            kind = {"int": int, "float": float}.get(str(field.type), str)
+            parser.add_argument(option, type=kind)
+    return parser
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: choose a smaller --batch-size"
+    if isinstance(error, OSError):
+        reason = error.strerror or error
+        return f"cannot write the run's files ({reason}): make room, or name a folder with --out"
+    return str(error)
 
 
 def main(arguments: list[str]) -> int:
     """Read the command line, run, print the metrics; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tutorial_lib.recipes", description=__doc__)
-    parser.add_argument("name", nargs="?", choices=RECIPES)
-    parser.add_argument("--list", action="store_true", help="say what there is, and what it costs")
-    parser.add_argument("--tiny", action="store_true", help="the same in seconds, on a CPU")
-    for field in fields(ImageVAERun):
-        if field.name != "stages":
-            kind = {"int": int, "float": float, "bool": bool}.get(str(field.type), str)
-            parser.add_argument(f"--{field.name}", type=kind, default=argparse.SUPPRESS)
-    given = vars(parser.parse_args(arguments))
-    name, listing = given.pop("name"), given.pop("list")
+    given = {k: v for k, v in vars(_parser().parse_args(arguments)).items() if v is not None}
+    name, listing = given.pop("name", None), given.pop("list")
     if listing or name is None:
         print(_listing())
         return 0
     try:
         print(json.dumps(run(name, **given), indent=2))
-    except (ValueError, DataError, CheckpointError) as error:
-        print(error, file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(stop.args[0] if stop.args else "stopped, not saved", file=sys.stderr)
+        return 130
+    except FAULTS as error:
+        print(_sentence(error), file=sys.stderr)
         return 1
     return 0
 
