@@ -88,13 +88,13 @@ def stride_std(x0, xt, alpha_bar_s, alpha_bar_t):
 def tweedie_minus(xt, score, hessian, alpha_bar):
     var = 1.0 - alpha_bar
     mean = (xt - var * score) / torch.sqrt(alpha_bar)
-    return mean, (torch.eye(xt.shape[-1]) * var + var**2 * hessian) / alpha_bar
+    return mean, (torch.eye(xt.shape[-1], dtype=xt.dtype) * var + var**2 * hessian) / alpha_bar
 
 
 def tweedie_sigma(xt, score, hessian, alpha_bar):
     var = 1.0 - alpha_bar
     mean = (xt + torch.sqrt(var) * score) / torch.sqrt(alpha_bar)
-    return mean, (torch.eye(xt.shape[-1]) * var + var**2 * hessian) / alpha_bar
+    return mean, (torch.eye(xt.shape[-1], dtype=xt.dtype) * var + var**2 * hessian) / alpha_bar
 
 
 def tweedie_only_curvature(xt, score, hessian, alpha_bar):
