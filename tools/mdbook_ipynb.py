@@ -30,6 +30,8 @@ MATH = re.compile(
        | \$(?P<inline>[^\s$](?:(?:(?!\n\s*\n)[^$])*[^\s$\\])?)\$(?!\d)""",
     re.X | re.M,
 )
+# Code that a reader of the page opens when wanted; the derivation's own code stays in sight.
+FOLDED = {"check": "How it is checked", "figure": "How it is drawn", "hide-input": "Code"}
 ALT = re.compile(r"\A# alt: *(?P<text>.*(?:\n#.*)*)\n*")
 NOTEBOOK_LINK = re.compile(r"\]\((?P<stem>[\w-]+)\.ipynb(?P<anchor>#[\w-]*)?\)")
 
@@ -138,8 +140,8 @@ def code_cell(cell: Json, images: Images) -> Iterator[str]:
         yield from folded("input", "Code", code)
     elif "solution" in tags:
         yield from folded("solution", "Solution", code, *shown)
-    elif "hide-input" in tags:
-        yield from folded("input", "Code", code)
+    elif folds := [FOLDED[tag] for tag in tags if tag in FOLDED]:
+        yield from folded("input", folds[0], code)
         yield from shown
     else:
         yield from (code, *shown)
