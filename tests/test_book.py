@@ -269,7 +269,9 @@ def test_a_cell_id_is_its_headings_id_and_no_comment_in_code_is_a_heading():
 def test_printed_text_is_escaped_and_its_verdict_marked():
     printed = {"output_type": "stream", "name": "stdout", "text": "gap <b> & 1e-10  PASS\n"}
     assert converted(code("check()", printed, tags=["check"])) == (
-        '<div class="cell check" id="a-cell">\n```python\ncheck()\n```\n'
+        '<div class="cell check" id="a-cell">\n'
+        '<details class="input"><summary>How it is checked</summary>\n'
+        "```python\ncheck()\n```\n</details>\n"
         '<pre class="output stdout">gap &lt;b&gt; &amp; 1e-10  <b class="pass">PASS</b></pre>\n'
         "</div>"
     )
