@@ -20,6 +20,17 @@ def test_the_table_agrees_with_the_notebooks():
     assert claims.breaches(rows, NOTEBOOKS) == []
 
 
+def test_the_readme_shows_the_table():
+    rows = claims.load(ROOT / "results" / "claims.json")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert claims.table(rows) in readme
+    stale = copy.deepcopy(rows)
+    stale[0]["values"]["0"] = 0.5
+    renewed = claims.in_readme(readme, stale)
+    assert "to 0.5 |" in renewed
+    assert claims.in_readme(renewed, rows) == readme
+
+
 OUTPUT = """
 Claim 98.1  The gap closes
   measured ≈ 0.0269   bar < 0.08   PASS

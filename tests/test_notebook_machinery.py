@@ -182,6 +182,8 @@ def test_ids_are_checked_as_they_stand_in_the_file(good, tmp_path):
 def test_running_again_from_the_shell_stores_the_same(good, tmp_path, monkeypatch, capsys):
     path, done, _ = good
     monkeypatch.setattr(notebooks, "CLAIMS", tmp_path / "claims.json")
+    monkeypatch.setattr(notebooks, "README", tmp_path / "README.md")
+    notebooks.README.write_text("")
     assert notebooks.main(["run", str(path)]) == 0
     assert re.search(r"99_sample.ipynb: \d+ s, \d+ MiB at most", capsys.readouterr().out)
     assert notebooks.read(path) == notebooks.cleaned(done.notebook) == done.notebook
@@ -218,6 +220,8 @@ print("Claim 98.1  s\\n  measured ≈ 0.10   bar < 0.35   PASS")
 
 def test_claims_are_measured_on_every_seed_or_not_at_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(notebooks, "CLAIMS", tmp_path / "claims.json")
+    monkeypatch.setattr(notebooks, "README", tmp_path / "README.md")
+    notebooks.README.write_text("")
     path = tmp_path / "98_claims.ipynb"
     code = nbformat.v4.new_code_cell(CLAIM_BY_SEED, id="claim-by-seed")
     nbformat.write(nbformat.v4.new_notebook(cells=[code]), path)

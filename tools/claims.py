@@ -18,6 +18,7 @@ PRINTED = re.compile(
     r"  measured ≈ \S+   (?P<bar>bar .+?)   PASS(?:\n  paper: (?P<paper>.+))?$",
     re.MULTILINE,
 )
+TABLE = re.compile(r"(<!-- claims -->\n\n)(.*?)(\n\n<!-- end of claims -->)", re.DOTALL)
 Row = dict[str, Any]
 
 
@@ -51,6 +52,23 @@ def save(path: Path, rows: list[Row]) -> None:
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(sorted(rows, key=order), indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def in_readme(text: str, rows: list[Row]) -> str:
+    """Return the README with its table of claims renewed."""
+    return TABLE.sub(lambda match: match[1] + table(rows) + match[3], text)
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| | claim | bar | measured |", "|---|---|---|---|"]
+    for row in sorted(rows, key=order):
+        values = row["values"].values()
+        low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+        ours = low if low == high else f"{low} to {high}"
+        statement = row["statement"].replace("|", "\\|")
+        bar = bar_text(row["below"], row["above"]).removeprefix("bar ")
+        lines.append(f"| {row['number']} | {statement} | {bar} | {ours} |")
+    return "\n".join(lines)
 
 
 def order(row: Row) -> list[int]:

@@ -25,6 +25,7 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 CLAIMS = ROOT / "results" / "claims.json"
+README = ROOT / "README.md"
 COVER = ("01_unified_perspective", "from-scratch-figure")  # whose picture opens the README
 CELL_TIMEOUT = 600
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -135,7 +136,10 @@ def _store_cover(path: Path, notebook: NotebookNode) -> None:
 
 
 def _record(path: Path, notebook: NotebookNode, values: dict[str, list[claims.Row]]) -> None:
-    claims.save(CLAIMS, claims.merged(claims.load(CLAIMS), path.stem, notebook, values))
+    rows = claims.merged(claims.load(CLAIMS), path.stem, notebook, values)
+    claims.save(CLAIMS, rows)
+    readme = README.read_text(encoding="utf-8")
+    README.write_text(claims.in_readme(readme, rows), encoding="utf-8")
 
 
 def read(path: Path) -> NotebookNode:
