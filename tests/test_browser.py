@@ -242,11 +242,12 @@ def eventually(ask, complaint, seconds=60):
 
 # JupyterLab shows a traceback as it shows anything on stderr.
 COMPLAINT = '.jp-Notebook [data-mime-type="application/vnd.jupyter.stderr"]'
-# The run has ended when every cell has its number, or when one more complains than should.
+# The run has ended when the last cell has its number (folded cells show none), or when one more
+# complains than should.
 ENDED = """([cells, failing, complaint]) => {
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")];
-    const numbered = prompts.filter(prompt => /\\[\\d+\\]/.test(prompt.textContent));
-    return numbered.length >= cells || document.querySelectorAll(complaint).length > failing;
+    const ended = prompts.some(prompt => prompt.textContent.includes(`[${cells}]`));
+    return ended || document.querySelectorAll(complaint).length > failing;
 }"""
 PICTURE = ".jp-Notebook .widget-vbox img"
 CHANGED = f"before => document.querySelector('{PICTURE}').src !== before"
