@@ -1,1 +1,16 @@
-"""Reference implementations for the course *Diffusion, Derived*."""
+"""Reference implementations for the course *Diffusion, Derived*.
+
+Data x_0 is noised to x_t = alpha_t x_0 + sigma_t eps by a Schedule. A Denoiser looks at x_t and
+returns a Prediction. A loss trains it, a sampler iterates it, a metric judges the samples. An
+exact denoiser (closed form, for a Gaussian mixture) and a learned one are the same type.
+
+    gaussian  schedule  learned_schedule  mixtures    mathematics: the exact truth
+    denoiser                                          the hub: Prediction, Condition, Denoiser
+    likelihood  losses  samplers                      know only schedules and denoisers
+    networks/  autoencoder                            torch and `gaussian`; know no schedule
+    download  cifar10  data  metrics  train  recipes  running things
+    plotting  exercises/  checks  widgets             for notebooks: nothing above imports these
+
+A module imports from lines above its own and from modules to its left; of the others only the
+last two lines see networks.
+"""
