@@ -46,6 +46,7 @@ def show(slope):
 
 FIGURE = """
 # alt: a straight line that climbs from zero to one
+# caption: The function of the day, drawn once.
 show(1.0)
 plt.show()
 """

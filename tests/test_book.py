@@ -247,7 +247,8 @@ def converted(cell):
 def test_math_becomes_entities_and_code_is_left_alone():
     text = "a $x_1 < |y|$, \\$5, `$z$` and\n```\n$code$\n```\n$$\n\\frac12 \\tag{1}\n$$ costs 3$."
     assert mdbook_ipynb.with_math(text) == (
-        'a <span class="math inline">x&#95;1 &#60; &#124;y&#124;</span>, \\$5, `$z$` and\n'
+        'a <span class="unbroken"><span class="math inline">x&#95;1 &#60; &#124;y&#124;</span>,'
+        "</span> \\$5, `$z$` and\n"
         "```\n$code$\n```\n"
         '<span class="math display">&#92;frac12 &#92;tag&#123;1&#125;</span> costs 3$.'
     )
@@ -266,14 +267,35 @@ def test_a_cell_id_is_its_headings_id_and_no_comment_in_code_is_a_heading():
     ]
 
 
-def test_printed_text_is_escaped_and_its_verdict_marked():
+def test_verdicts_are_folded_with_their_code_and_counted():
     printed = {"output_type": "stream", "name": "stdout", "text": "gap <b> & 1e-10  PASS\n"}
     assert converted(code("check()", printed, tags=["check"])) == (
         '<div class="cell check" id="a-cell">\n'
-        '<details class="input"><summary>How it is checked</summary>\n'
-        "```python\ncheck()\n```\n</details>\n"
+        '<details class="input quiet"><summary>How it is checked <b class="pass">✓ 1 check</b>'
+        "</summary>\n```python\ncheck()\n```\n"
         '<pre class="output stdout">gap &lt;b&gt; &amp; 1e-10  <b class="pass">PASS</b></pre>\n'
-        "</div>"
+        "</details>\n</div>"
+    )
+
+
+def test_a_claim_is_a_sentence_and_what_is_no_verdict_stays_in_sight():
+    claim = "Claim 01.4  They miss it\n  measured ≈ 1.89   bar 1.7 to 2.1   PASS\n  paper: Luo\n"
+    text = "entropy H = 0.94\n" + claim + "a bound < 1  PASS\n"
+    page = converted(code("check()", {"output_type": "stream", "name": "stdout", "text": text}))
+    assert "<details" not in page  # not a check cell
+    printed = {"output_type": "stream", "name": "stdout", "text": text}
+    shown, folded = converted(code("check()", printed, tags=["check"])).split("<details")
+    assert '<pre class="output stdout">entropy H = 0.94</pre>' in shown
+    assert (
+        '<p class="claim"><b class="pass">✓ 01.4</b> They miss it: <b>1.89</b> '
+        "<i>(bar 1.7 to 2.1)</i></p>" in shown
+    )
+    assert "✓ 1 check<" in folded and "a bound &lt; 1" in folded and "paper: Luo" in folded
+
+
+def test_numbers_in_claims_are_typeset():
+    assert mdbook_ipynb.typeset("KL(q || p) at t <= 0.01: 6.4e-14, bar < 1e-10") == (
+        "KL(q ‖ p) at t ≤ 0.01: 6.4·10<sup>−14</sup>, bar &lt; 10<sup>−10</sup>"
     )
 
 
@@ -281,12 +303,15 @@ def test_alt_text_leaves_the_code_and_reaches_the_image(tmp_path):
     png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x40\x00\x00\x00\xc8"
     data = {"image/png": mdbook_ipynb.base64.b64encode(png).decode()}
     figure = {"output_type": "display_data", "data": data, "metadata": {}}
-    cell = code("# alt: A cloud of\n# points.\nplt.show()", figure, tags=["figure"])
+    source = "# alt: A cloud.\n# caption: Points of $x_t$.\nplt.show()"
+    cell = code(source, figure, tags=["figure"])
     images = mdbook_ipynb.Images(tmp_path / "images")
     page = "\n".join(mdbook_ipynb.code_cell(cell, images))
     name = hashlib.sha256(png).hexdigest()[:16] + ".png"
     assert "```python\nplt.show()\n```" in page
-    assert f'<img src="images/{name}" alt="A cloud of points." width="320" height="200">' in page
+    assert f'<img src="images/{name}" alt="A cloud." width="320" height="200">' in page
+    assert '<figcaption>Points of <span class="unbroken"><span class="math inline">' in page
+    assert page.index("<figure>") < page.index("How it is drawn")
     assert (tmp_path / "images" / name).read_bytes() == png
 
 
@@ -294,7 +319,7 @@ def test_a_widget_names_its_controls():
     shown = {"text/plain": "Run this cell to explore: time t, ε"}
     view = {"output_type": "display_data", "data": shown, "metadata": {}}
     page = converted(code("explore(show)", view, tags=["widget"]))
-    assert "move <b>time t, ε</b>" in page
+    assert "this figure has sliders: time t, ε." in page
     assert "<details" in page
 
 

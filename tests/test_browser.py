@@ -88,6 +88,9 @@ COUNTS = """() => ({
     failed: document.querySelectorAll(".katex-error").length,
     unloaded: [...document.images].filter(i => (i.loading = "eager") && !i.naturalWidth).length,
     overflow: document.documentElement.scrollWidth - window.innerWidth,
+    cut: [...document.querySelectorAll("main .math.display, main pre code")]
+        .filter(x => x.offsetParent && x.scrollWidth > x.clientWidth + 1)
+        .map(x => x.textContent.slice(0, 80)),
 })"""
 
 
@@ -108,6 +111,8 @@ def test_every_page_renders_on_a_desk_and_on_a_telephone(page, site):
             assert counts["rendered"] == counts["asked"], path.name
             problems = (counts["failed"], counts["unloaded"], max(0, counts["overflow"]))
             assert problems == (0, 0, 0), (path.name, width, counts)
+            if width == 1280:  # on a telephone wide formulas and code scroll
+                assert counts["cut"] == [], path.name
         total += counts["asked"]
     assert total > 0
     assert page.complaints == []

@@ -65,6 +65,15 @@ def strip_counts(book):
             c.execution_count = None
 
 
+def cut_figure(book):
+    data = cell(book, "figure-line").outputs[0].data
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    picture.putpixel((0, picture.height // 2), (0, 0, 0))
+    drawn = io.BytesIO()
+    picture.save(drawn, "PNG")
+    data["image/png"] = base64.b64encode(drawn.getvalue()).decode()
+
+
 def leak(book):
     cell(book, "exercise-2").source += "\n# return x + 2 * 1.0"
 
@@ -95,6 +104,8 @@ SPOILERS = {
     "an untagged widget": (set_tags("widget-line"), "has no widget"),
     "an unchecked scratch cell": (set_tags("check-double"), "no check cell follows"),
     "a silent check": (replace_in_output("check-double", "PASS", "fine"), "prints a verdict"),
+    "no caption": (replace_in_source("figure-line", "# caption:", "#"), "and `# caption:`"),
+    "a figure cut off": (cut_figure, "up to the edge"),
     "no alt text": (replace_in_source("figure-line", "# alt:", "#"), "starts with `# alt:`"),
     "a figure not shown": (replace_in_source("figure-line", "plt.show()", "pass"), "plt.show()"),
     "a figure twice": (
@@ -136,6 +147,10 @@ SPOILERS = {
     "a long cell": (
         replace_in_source("define-line", "\n", "\n\n\n\n\n\n\n\n\n\n"),
         "lines of code",
+    ),
+    "a wide line": (
+        lambda book: cell(book, "define-line").update(source="x = " + " + ".join("1" * 25)),
+        "a line of 101 columns",
     ),
     "a claim made twice": (
         lambda book: cell(book, "check-double").update(

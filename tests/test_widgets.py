@@ -69,7 +69,7 @@ def test_controls_carry_labels_ranges_and_choices():
     before = picture(widget).tobytes()
     colour.value = "tab:orange"
     assert picture(widget).tobytes() != before
-    assert repr(widget) == "Run this cell to explore: height (m), width, paint"
+    assert repr(widget) == "Run this cell to explore: height (m) · width · paint"
 
 
 @pytest.mark.parametrize("spec", [(0, 1), 3, (0.0, 1.0, 0.1), ("a", "b", "c", "d", "e", "f")])

@@ -104,3 +104,12 @@ def _slots(outputs: list[Output]) -> dict[str, list[tuple[Output, str]]]:
         if output["output_type"] == "error":
             slots["evalue"].append((output, "evalue"))
     return slots
+
+
+def touches_the_edge(png: bytes) -> bool:
+    """Say whether anything is drawn in the outermost pixels of a picture."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    inside = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).getbbox()
+    return inside is not None and (
+        min(inside[:2]) == 0 or inside[2] == picture.width or inside[3] == picture.height
+    )

@@ -1,6 +1,7 @@
 """The house rules that every notebook keeps; `breaches` lists where one does not."""
 
 import ast
+import base64
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import claims
+from compare_outputs import touches_the_edge
 from nbformat import NotebookNode
 
 HEADINGS = (
@@ -32,8 +34,8 @@ KEYS = ("tags", "slideshow")
 COLLAPSED = {"source_hidden": True}
 COURSE = {"number": int, "title": str, "papers": list, "modules": list, "minutes": int}
 CELLS, CELLS_OF_01 = (50, 90), (50, 180)
-LINES = 25
-KIB, KIB_OF_01 = 500, 750
+LINES, COLUMNS = 25, 88  # what a page of the book shows without scrolling
+KIB, KIB_OF_01 = 500, 1000
 
 READABLE_ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 RANDOM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]+)*")
@@ -113,9 +115,13 @@ def size(book: Book) -> Iterator[Breach]:
     if kib >= most:
         yield "notebook", f"is {kib:.0f} KiB large, at most {most}"
     for cell in book.code:
-        lines = len(cell.source.splitlines())
-        if not 0 < lines <= LINES:
-            yield cell.id, f"has {lines} lines of code, expected 1 to {LINES}"
+        lines = [
+            n for n in cell.source.splitlines() if not n.startswith(("# alt: ", "# caption: "))
+        ]
+        if not 0 < len(lines) <= LINES:
+            yield cell.id, f"has {len(lines)} lines of code, expected 1 to {LINES}"
+        if widest := max((len(line) for line in lines if len(line) > COLUMNS), default=0):
+            yield cell.id, f"has a line of {widest} columns, at most {COLUMNS}"
 
 
 def metadata(book: Book) -> Iterator[Breach]:
@@ -180,12 +186,20 @@ def figures(book: Book) -> Iterator[Breach]:
             if pictures:
                 yield cell.id, "draws, but is not tagged figure"
             continue
-        if not re.match(r"# alt: \S.{20}", cell.source):
-            yield cell.id, "a figure cell starts with `# alt:` and a sentence"
+        if not re.match(r"# alt: \S.{20}.*\n# caption: \S.{20}", cell.source):
+            yield cell.id, "a figure cell starts with `# alt:` and `# caption:`, a sentence each"
         if pictures != 1:
             yield cell.id, f"a figure cell has one PNG, not {pictures}"
+        elif any(touches_the_edge(png) for png in _pictures(cell)):
+            yield cell.id, "draws up to the edge of its picture: something is cut off"
         if cell.source.rstrip().splitlines()[-1:] != ["plt.show()"]:
             yield cell.id, "a figure cell ends in plt.show()"
+
+
+def _pictures(cell: NotebookNode) -> Iterator[bytes]:
+    for output in cell.outputs:
+        if "image/png" in output.get("data", {}):
+            yield base64.b64decode(output.data["image/png"])
 
 
 def widgets(book: Book) -> Iterator[Breach]:

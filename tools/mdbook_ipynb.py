@@ -14,7 +14,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import site_assets
 
@@ -27,12 +27,19 @@ HEADING = re.compile(rf"(?P<verbatim>{FENCED}) | (?P<heading>^\#{{1,6}}[ ].*)", 
 MATH = re.compile(
     rf"""(?P<verbatim>{FENCED} | (?P<tick>`+)(?!`)(?s:.+?)(?<!`)(?P=tick)(?!`) | \\\$)
        | \$\$(?P<display>(?:(?!\n\s*\n)(?s:.))+?)\$\$
-       | \$(?P<inline>[^\s$](?:(?:(?!\n\s*\n)[^$])*[^\s$\\])?)\$(?!\d)""",
+       | \$(?P<inline>[^\s$](?:(?:(?!\n\s*\n)[^$])*[^\s$\\])?)\$(?!\d)(?P<after>[.,;:)?!]*)""",
     re.X | re.M,
 )
 # Code that a reader of the page opens when wanted; the derivation's own code stays in sight.
-FOLDED = {"check": "How it is checked", "figure": "How it is drawn", "hide-input": "Code"}
-ALT = re.compile(r"\A# alt: *(?P<text>.*(?:\n#.*)*)\n*")
+FOLDED = {"setup": "How it is set up", "recorded": "How it is read", "hide-input": "Code"}
+# What `tutorial_lib.checks` prints.
+CLAIM = re.compile(
+    r"^Claim (?P<number>\S+)  (?P<statement>.+)\n"
+    r"  measured ≈ (?P<value>\S+)   (?P<bar>bar .+?)   PASS(?:\n  paper: (?P<paper>.+))?\n?",
+    re.M,
+)
+VERDICT = re.compile(r"^.*  PASS\n?", re.M)
+ALT = re.compile(r"\A# alt: *(?P<text>.*)\n(?:# caption: *(?P<caption>.*)\n)?\n*")
 NOTEBOOK_LINK = re.compile(r"\]\((?P<stem>[\w-]+)\.ipynb(?P<anchor>#[\w-]*)?\)")
 
 # A row of the coverage table: number, statement, notebook, cells.
@@ -53,14 +60,25 @@ def with_math(markdown: str) -> str:
     def element(match: re.Match[str]) -> str:
         if match["verbatim"]:
             return match[0]
-        kind = "display" if match["display"] else "inline"
-        return f'<span class="math {kind}">{entities((match[kind]).strip())}</span>'
+        if match["display"]:
+            return f'<span class="math display">{entities(match["display"].strip())}</span>'
+        formula = f'<span class="math inline">{entities(match["inline"].strip())}</span>'
+        if not match["after"]:
+            return formula
+        return f'<span class="unbroken">{formula}{match["after"]}</span>'
 
     return MATH.sub(element, markdown)
 
 
 def text_of(field: str | list[str]) -> str:
     return field if isinstance(field, str) else "".join(field)
+
+
+class Legend(NamedTuple):
+    """What a figure says to those who do not see it, and to those who do."""
+
+    alt: str
+    caption: str
 
 
 class Images:
@@ -70,14 +88,16 @@ class Images:
         self.folder, self.used = folder, set[str]()
         folder.mkdir(exist_ok=True)
 
-    def element(self, png: bytes, alt: str, size: Json) -> str:
+    def element(self, png: bytes, legend: Legend, size: Json) -> str:
         name = hashlib.sha256(png).hexdigest()[:16] + ".png"
         site_assets.write(self.folder / name, png)
         self.used.add(name)
         width, height = struct.unpack(">II", png[16:24])
+        caption = with_math(legend.caption)
         return (
-            f'<figure><img src="{self.folder.name}/{name}" alt="{html.escape(alt)}" '
-            f'width="{size.get("width", width)}" height="{size.get("height", height)}"></figure>'
+            f'<figure><img src="{self.folder.name}/{name}" alt="{html.escape(legend.alt)}" '
+            f'width="{size.get("width", width)}" height="{size.get("height", height)}">'
+            f"{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
         )
 
     def drop_unused(self) -> None:
@@ -93,7 +113,7 @@ def block(tag: str, kind: str, text: str) -> str:
     return f'<{tag} class="output {kind}">{marked}</{tag}>'
 
 
-def output_markdown(output: Json, alt: str, images: Images) -> str:
+def output_markdown(output: Json, legend: Legend, images: Images) -> str:
     if output["output_type"] == "stream":
         return block("pre", output["name"], text_of(output["text"]))
     if output["output_type"] == "error":
@@ -101,7 +121,7 @@ def output_markdown(output: Json, alt: str, images: Images) -> str:
     data = output["data"]
     if "image/png" in data:
         size = output.get("metadata", {}).get("image/png", {})
-        return images.element(base64.b64decode(text_of(data["image/png"])), alt, size)
+        return images.element(base64.b64decode(text_of(data["image/png"])), legend, size)
     if "text/html" in data:
         # An empty line would end the HTML block and hand the rest to Markdown.
         lines = (line for line in text_of(data["text/html"]).splitlines() if line.strip())
@@ -125,27 +145,59 @@ def controls(cell: Json) -> str:
     """Name a widget's controls as `tutorial_lib.widgets` prints them without a kernel."""
     printed = (text_of(output.get("data", {}).get("text/plain", "")) for output in cell["outputs"])
     found = re.search(r"to explore: (?P<names>.+)", "\n".join(printed))
-    return f"<b>{html.escape(found['names'])}</b>" if found else "the sliders"
+    return html.escape(found["names"]).replace(" · ", ", ") if found else "see its code"
 
 
 def code_cell(cell: Json, images: Images) -> Iterator[str]:
     source, tags = text_of(cell["source"]), cell["metadata"].get("tags", [])
     alt = ALT.match(source)
-    alt_text = re.sub(r"\s*\n#\s*", " ", alt["text"]) if alt else ""
     code = fenced(source[alt.end() :] if alt else source)
-    shown = [output_markdown(output, alt_text, images) for output in cell["outputs"]]
+    legend = Legend(alt["text"], alt["caption"] or "") if alt else Legend("", "")
+    shown = [output_markdown(output, legend, images) for output in cell["outputs"]]
     yield f'<div class="{" ".join(["cell", *tags])}" id="{cell["id"]}">'
     if "widget" in tags:
-        yield f'<p class="note">In Jupyter, move {controls(cell)} and watch the figure change.</p>'
-        yield from folded("input", "Code", code)
+        yield f'<p class="note">In Jupyter this figure has sliders: {controls(cell)}.</p>'
+        yield from folded("input quiet", "Code", code)
     elif "solution" in tags:
         yield from folded("solution", "Solution", code, *shown)
+    elif "check" in tags:
+        yield from verdicts(code, cell["outputs"], shown)
+    elif "figure" in tags:
+        yield from shown
+        yield from folded("input quiet", "How it is drawn", code)
     elif folds := [FOLDED[tag] for tag in tags if tag in FOLDED]:
-        yield from folded("input", folds[0], code)
+        yield from folded("input quiet", folds[0], code)
         yield from shown
     else:
         yield from (code, *shown)
     yield "</div>"
+
+
+def typeset(printed: str) -> str:
+    """Set plain text from a check as a page would: powers of ten raised, signs for digraphs."""
+    text = html.escape(printed.replace("||", "‖").replace("<=", "≤").replace(">=", "≥"))
+    text = re.sub(r"\b1e-0?(\d+)", r"10<sup>−\1</sup>", text)
+    return re.sub(r"(\d)e-0?(\d+)", r"\1·10<sup>−\2</sup>", text)
+
+
+def verdicts(code: str, outputs: list[Json], shown: list[str]) -> Iterator[str]:
+    """Yield a check's claims in a sentence each; the other verdicts are folded with the code."""
+    printed = "".join(text_of(o["text"]) for o in outputs if o["output_type"] == "stream")
+    told = CLAIM.sub("", printed)
+    if rest := VERDICT.sub("", told).strip("\n"):
+        yield block("pre", "stdout", rest)
+    for claim in CLAIM.finditer(printed):
+        statement, value, bar = (typeset(claim[k]) for k in ("statement", "value", "bar"))
+        yield (
+            f'<p class="claim"><b class="pass">✓ {claim["number"]}</b> {statement}: '
+            f"<b>{value}</b> <i>({bar})</i></p>"
+        )
+    passed = VERDICT.findall(told)
+    count = f"{len(passed)} check{'s' if len(passed) > 1 else ''}"
+    title = "How it is checked" + (f' <b class="pass">✓ {count}</b>' if passed else "")
+    yield from folded("input quiet", title, code, block("pre", "stdout", printed))
+    others = zip(outputs, shown, strict=True)
+    yield from (text for output, text in others if output["output_type"] != "stream")
 
 
 def markdown_cell(cell: Json) -> Iterator[str]:

@@ -35,6 +35,7 @@ SEQUENCE = (DATA, MODEL, GOOD, ACCENT, "#e69f00", "#56b4e9", NOISE)
 DENSITY = LinearSegmentedColormap.from_list(
     "density", ["#ffffff", "#d6e6f2", "#8fbbdb", "#4a8fc2"]
 )
+SHADE = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#e9ebee", "#cfd4da", "#aab1ba"])
 TIME = LinearSegmentedColormap.from_list("time", [DATA, "#7f6fb5", "#c58ab0", "#b9bcc4"])
 DIVERGING = LinearSegmentedColormap.from_list("diverging", [DATA, "#f7f7f7", MODEL])
 
@@ -117,7 +118,8 @@ def figure(
 ) -> tuple[Figure, Any]:
     """Return a figure and its axes: one, or an array as of `plt.subplots`. Sizes are in inches."""
     tall = height if height is not None else nrows * min(3.2, 0.95 * width / ncols)
-    return plt.subplots(nrows, ncols, figsize=(width, tall))
+    fig, axes = plt.subplots(nrows, ncols, figsize=(width, tall), layout="compressed")
+    return fig, axes
 
 
 def panel_title(ax: Axes, text: str, detail: str = "") -> None:

@@ -30,7 +30,7 @@ class Explorer(ipywidgets.VBox):
         self.draw()
 
     def __repr__(self) -> str:
-        return "Run this cell to explore: " + ", ".join(
+        return "Run this cell to explore: " + " · ".join(
             control.description for control in self.controls.values()
         )
 

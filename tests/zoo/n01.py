@@ -63,6 +63,12 @@ def noise_data_not_rooted(x0, betas, t, eps):
     return ab * x0 + torch.sqrt(1 - ab) * eps
 
 
+def noise_by_row(x0, betas, t, eps):
+    """Write it as for one step, and forget that a batch has one step a row."""
+    ab = torch.cumprod(1 - betas, dim=0)[t - 1]
+    return torch.sqrt(ab) * x0 + torch.sqrt(1 - ab) * eps
+
+
 def stride_beta_variance(x0, xt, alpha_bar_s, alpha_bar_t):
     alpha = alpha_bar_t / alpha_bar_s
     beta = 1 - alpha
@@ -102,6 +108,21 @@ def tweedie_only_curvature(xt, score, hessian, alpha_bar):
     return (xt + var * score) / alpha_bar**0.5, var**2 * hessian / alpha_bar
 
 
+def tweedie_jacobian(xt, score, hessian, alpha_bar):
+    """Differentiate the mean, and take that for the covariance."""
+    var = 1.0 - alpha_bar
+    jacobian = (torch.eye(xt.shape[-1], dtype=xt.dtype) + var * hessian) / alpha_bar**0.5
+    return (xt + var * score) / alpha_bar**0.5, jacobian
+
+
+def cost_simple(eps, eps_hat, alpha_bar_s, alpha_bar_t):
+    return torch.linalg.vector_norm(eps - eps_hat, dim=1) ** 2
+
+
+def cost_by_alpha_bar(eps, eps_hat, alpha_bar_s, alpha_bar_t):
+    return (alpha_bar_s - alpha_bar_t) / (2 * alpha_bar_t) * ((eps - eps_hat) ** 2).sum(1)
+
+
 def cost_no_half(eps, eps_hat, alpha_bar_s, alpha_bar_t):
     snr = [a / (1 - a) for a in (alpha_bar_s, alpha_bar_t)]
     return ((eps - eps_hat) ** 2).sum(-1) * (snr[0] - snr[1]) / snr[1]
@@ -135,6 +156,7 @@ WRONG = {
         (noise_sqrt_missing, "square root"),
         (noise_one_step_alpha, "cumprod"),
         (noise_data_not_rooted, "sqrt(alpha_bar), not by alpha_bar"),
+        (noise_by_row, "second axis"),
     ],
     "01.4": [
         (stride_beta_variance, "forward step's variance"),
@@ -142,13 +164,16 @@ WRONG = {
         (stride_std, "not its square root"),
     ],
     "01.5": [
-        (tweedie_minus, "towards the data"),
-        (tweedie_sigma, "not by its square root"),
-        (tweedie_only_curvature, "I is missing"),
-    ],
-    "01.6": [
         (cost_no_half, "1/2"),
         (cost_inverted, "upside down"),
         (cost_mse, "sum the squared error"),
+        (cost_simple, "simple loss"),
+        (cost_by_alpha_bar, "no ratio of SNRs"),
+    ],
+    "01.6": [
+        (tweedie_minus, "towards the data"),
+        (tweedie_sigma, "not by its square root"),
+        (tweedie_only_curvature, "I is missing"),
+        (tweedie_jacobian, "Jacobian"),
     ],
 }

@@ -92,7 +92,7 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
     try:
         raw = [answer(*copy.deepcopy(probe)) for probe in probes]
     except Exception as error:
-        return _raised(error)
+        return _recognised(exercise, _raised(error)) or _raised(error)
     if any(value is None for value in raw):
         return "The function returned None: end it with `return`."
     try:
@@ -101,13 +101,29 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
         return (
             f"The function returned {type(raw[0]).__name__}, where {_kind(want[0])} is expected."
         )
-    tolerance = _tolerance(exercise, got)
-    if distance(got, want) <= tolerance:
+    if distance(got, want) <= _tolerance(exercise, got):
         return None
+    return (
+        _recognised(exercise, got)
+        or _misfit(got, want)
+        or _difference(exercise, answer, got, want)
+    )
+
+
+def _recognised(exercise: Exercise, seen: list[Leaves] | str) -> str | None:
+    """Return the hint of the mistake that gives the same values, or fails in the same words."""
     for mistake in exercise.mistakes:
-        if distance(got, behaviour(mistake.answer, probes)) <= tolerance:
+        try:
+            made: list[Leaves] | str = behaviour(mistake.answer, exercise.probes())
+        except Exception as error:
+            made = _raised(error)
+        if isinstance(made, str) or isinstance(seen, str):
+            alike = made == seen
+        else:
+            alike = distance(seen, made) <= _tolerance(exercise, seen)
+        if alike:
             return mistake.hint
-    return _misfit(got, want) or _difference(exercise, answer, got, want)
+    return None
 
 
 def _raised(error: Exception) -> str:

@@ -62,6 +62,11 @@ KL = Exercise(
             lambda q, a, p, b: (_kl_terms(q, a, p, b) - 2 * (b / a).log()).sum(1),
         ),
         Mistake(
+            "log ratio twice",
+            "log(std_p / std_q) is already half the log of the variances' ratio: count it once.",
+            lambda q, a, p, b: (_kl_terms(q, a, p, b) + (b / a).log()).sum(1),
+        ),
+        Mistake(
             "mean over dimensions",
             "sum over the dimensions: independent coordinates add their divergences.",
             lambda q, a, p, b: _kl_terms(q, a, p, b).mean(1),
@@ -110,6 +115,11 @@ BOUNDS = Exercise(
             "q forgotten",
             "divide by q(z | x): without it the draws are not corrected for where you looked.",
             lambda j, q: _weights_truth(j, torch.zeros_like(q)),
+        ),
+        Mistake(
+            "q multiplied",
+            "the ratio is p(x, z) / q(z | x): subtract log q, do not add it.",
+            lambda j, q: _weights_truth(j, -q),
         ),
         Mistake(
             "averaged over points",
@@ -174,6 +184,13 @@ NOISING = Exercise(
             ),
         ),
         Mistake(
+            "no second axis",
+            "every row has its own alpha_bar: give it a second axis, [:, None].",
+            lambda x, betas, t, e: (
+                _bar(betas)[t - 1].sqrt() * x + (1 - _bar(betas)[t - 1]).sqrt() * e
+            ),
+        ),
+        Mistake(
             "roles swapped",
             "signal and noise are swapped: at small t almost all of x_0 is kept.",
             lambda x, betas, t, e: _mix(1 - _bar(betas)[t - 1], x, e),
@@ -230,6 +247,14 @@ STRIDE = Exercise(
             ),
         ),
         Mistake(
+            "weights not rooted",
+            "both weights have square roots: sqrt(alpha) for x_t, sqrt(alpha_bar_s) for x_0.",
+            lambda x0, xt, s, t: (
+                (t / s * (1 - s) * xt + s * (1 - t / s) * x0) / (1 - t),
+                _stride_truth(x0, xt, s, t)[1],
+            ),
+        ),
+        Mistake(
             "x_0 not scaled",
             "x_0 comes with a factor sqrt(alpha_bar_s): the target is x_s, which has shrunk.",
             lambda x0, xt, s, t: (
@@ -279,7 +304,7 @@ def _right_spread(noise: Tensor, bar: Tensor, hessian: Tensor, eye: Tensor) -> T
 
 
 TWEEDIE = Exercise(
-    "01.5",
+    "01.6",
     "slope and curvature of the noisy log-density hold mean and covariance of what is hidden.",
     _tweedie_truth,
     _tweedie_probes,
@@ -308,6 +333,19 @@ TWEEDIE = Exercise(
                 torch.sqrt,
                 lambda n, bar, h, eye: bar * _right_spread(n, bar, h, eye),
             ),
+        ),
+        Mistake(
+            "Jacobian for covariance",
+            "that is the Jacobian of the mean: times (1 - alpha_bar) / sqrt(alpha_bar) it is the "
+            "covariance.",
+            _tweedie(
+                1, lambda n: n, torch.sqrt, lambda n, bar, h, eye: (eye + n * h) / bar.sqrt()
+            ),
+        ),
+        Mistake(
+            "one for identity",
+            "1 + (1 - alpha_bar) Hessian adds 1 to every entry: add the identity matrix.",
+            _tweedie(1, lambda n: n, torch.sqrt, lambda n, bar, h, eye: n / bar * (1 + n * h)),
         ),
         Mistake(
             "Hessian's sign",
@@ -350,7 +388,7 @@ def _cost(weight: Any, reduce: Any = lambda e: e.sum(1)) -> Any:
 
 
 COST = Exercise(
-    "01.6",
+    "01.5",
     "the bound weighs a noise error by the relative loss of SNR; DDPM's simple loss drops that.",
     _cost_truth,
     _cost_probes,
@@ -364,6 +402,16 @@ COST = Exercise(
             "weight of x_0",
             "SNR_s - SNR_t weighs an error in x_0; divide by SNR_t to weigh one in eps.",
             _cost(lambda s, t: 0.5 * (s - t)),
+        ),
+        Mistake(
+            "alpha_bar for SNR",
+            "alpha_bar_s / alpha_bar_t is no ratio of SNRs: SNR is alpha_bar / (1 - alpha_bar).",
+            lambda eps, hat, s, t: 0.5 * (s / t - 1) * ((eps - hat) ** 2).sum(1),
+        ),
+        Mistake(
+            "no weight",
+            "the bare squared error is DDPM's simple loss; the bound weighs it by the SNR lost.",
+            _cost(lambda s, t: torch.ones_like(s)),
         ),
         Mistake(
             "ratio upside down",
@@ -383,4 +431,4 @@ COST = Exercise(
     ),
 )
 
-EXERCISES = (KL, BOUNDS, NOISING, STRIDE, TWEEDIE, COST)
+EXERCISES = (KL, BOUNDS, NOISING, STRIDE, COST, TWEEDIE)
