@@ -26,7 +26,7 @@ FLOORS = (
     ("denoiser",),
     ("likelihood", "losses", "samplers", "solvers", "guidance"),
     ("latent", "cascade", "unclip", "dreambooth"),
-    ("download", "cifar10", "data", "metrics", "train", "recipes"),
+    ("download", "cifar10", "data", "metrics", "checkpoints", "interrupts", "train", "recipes"),
     ("plotting", "exercises", "checks", "widgets"),
 )
 SYSTEMS, NOTEBOOKS_ONLY = 3, 5  # from floor 3 up networks are in sight; floor 5 may draw

@@ -112,8 +112,10 @@ def test_prior_term_is_ddpms():
 
 
 def test_noise_decoder_undoes_the_scale():
-    level = SCHEDULES["sub-VP"].at(0.3, like=normal(3, 2))
-    decoded = noise_decoder(Prediction(normal(3, 2), level, normal(3, 2), normal(3, 2)))
+    schedule = SCHEDULES["sub-VP"]
+    level = schedule.at(0.3, like=normal(3, 2))
+    prediction = Prediction(normal(3, 2), level, normal(3, 2), normal(3, 2))
+    decoded = noise_decoder(prediction, schedule, 0.3)
     assert relative(decoded.mean, normal(3, 2) / level.alpha) < 1e-15
     assert relative(decoded.variance, (level.sigma / level.alpha) ** 2) < 1e-15
 

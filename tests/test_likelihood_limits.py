@@ -95,7 +95,7 @@ def test_wrong_variances_lose_something(wrong):
 def test_the_best_chain_bounds_the_entropy_by_sampling():
     c2, times = 0.04, log_snr_times(SCHEDULE, 6, t_end=0.05)
 
-    def decoder(prediction):
+    def decoder(prediction, schedule, t):
         unknown = line(c2).posterior_covariance(prediction.xt, prediction.level)
         return Gaussian(prediction.x0, unknown[..., 0])
 
@@ -146,7 +146,8 @@ def test_the_limit_is_the_entropy():
     x0 = std8().sample(3000, generator=generator(3))
     t_end = torch.tensor(T_END, dtype=torch.float64)
     xt = SCHEDULE.add_noise(x0, normal(3000, 2, seed=5), t_end)
-    last = noise_decoder(MixtureDenoiser(std8(), SCHEDULE)(xt, t_end)).log_prob(x0).mean()
+    seen = MixtureDenoiser(std8(), SCHEDULE)(xt, t_end)
+    last = noise_decoder(seen, SCHEDULE, t_end).log_prob(x0).mean()
     ends = float(prior_term(SCHEDULE, x0).mean() - last)
     fresh = generator(4)
     diffusion = limit(3000, 260, lambda: fresh)

@@ -17,8 +17,8 @@ from PIL import Image
 from tests.truths import generator
 from tutorial_lib import recipes
 from tutorial_lib.autoencoder import Bound, image_vae
+from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.cifar10 import Images, to_pixels
-from tutorial_lib.train import CheckpointError
 
 REAL = os.environ.get("TUTORIAL_LIB_DATA")
 VARYING = ("seconds",)  # what two equal runs may differ in

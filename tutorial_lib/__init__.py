@@ -8,7 +8,8 @@ exact denoiser (closed form, for a Gaussian mixture) and a learned one are the s
     denoiser                                          the hub: Prediction, Condition, Denoiser
     likelihood  losses  samplers                      know only schedules and denoisers
     networks/  autoencoder                            torch and `gaussian`; know no schedule
-    download  cifar10  data  metrics  train  recipes  running things
+    download  cifar10  data  metrics                  images and points, and how to judge them
+    checkpoints  interrupts  train  recipes           running things
     plotting  exercises/  checks  widgets             for notebooks: nothing above imports these
 
 A module imports from lines above its own and from modules to its left; of the others only the

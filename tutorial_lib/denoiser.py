@@ -142,7 +142,10 @@ def log_snr_clock(schedule: Schedule, t: Time) -> Tensor:
 
 
 class NetworkDenoiser:
-    """Make a denoiser of a network that predicts "x0", "eps", "score" or "v"."""
+    """Make a denoiser of a network that predicts "x0", "eps", "score" or "v".
+
+    A network with twice x_t's channels has a variance head (Nichol & Dhariwal 2021, eq. 15).
+    """
 
     def __init__(
         self,
@@ -159,6 +162,10 @@ class NetworkDenoiser:
         """Ask the network in its own dtype; read its answer (Kingma et al. 2021, section 3.4)."""
         dtype = next((p.dtype for p in self.net.parameters()), xt.dtype)
         clock = self.clock(self.schedule, t).to(xt.device, dtype).expand(xt.shape[0])
-        answer = self.net(xt.to(dtype), clock, cond).to(xt.dtype)
+        answer, fraction = self.net(xt.to(dtype), clock, cond).to(xt.dtype), None
+        if answer.shape[1] == 2 * xt.shape[1]:
+            answer, output = answer.chunk(2, dim=1)
+            fraction = 0.5 * (output + 1)  # the authors' code; v in [0, 1] is not enforced
         read = getattr(Prediction, f"from_{self.predicts}")
-        return read(xt, self.schedule.at(t, like=xt), answer)
+        prediction = read(xt, self.schedule.at(t, like=xt), answer)
+        return replace(prediction, variance_fraction=fraction)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+HALF_BIN = 1 / 255  # half the distance of two 8-bit values in [-1, 1]
+
 
 def sum_over_dims(x: Tensor) -> Tensor:
     """Sum over all axes but the first, (B, ...) -> (B,)."""
@@ -53,3 +55,32 @@ class Gaussian:
         ratio = self._variance() / other._variance()
         shift = (self.mean - other.mean) ** 2 / other._variance()
         return 0.5 * sum_over_dims(ratio - 1 - ratio.log() + shift)
+
+
+@dataclass(frozen=True)
+class DiscretisedGaussian:
+    """Hold a Gaussian cut into the 256 values k / 127.5 - 1 of 8-bit pixels in [-1, 1].
+
+    DDPM (Ho et al. 2020), eq. 13: a value takes the mass of its bin, the end values the tails too.
+    """
+
+    mean: Tensor
+    variance: Tensor | float
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats of pixels (B, ...), (B,) (Ho et al. 2020, eq. 13).
+
+        A bin in the upper half is mirrored, so that the difference of two distribution functions
+        is one of small numbers; it is then taken between their logarithms.
+        """
+        scale = torch.as_tensor(self.variance, dtype=x.dtype, device=x.device).rsqrt()
+        side = torch.where(x > self.mean, -1.0, 1.0).to(x.dtype)
+        offset = side * (x - self.mean)  # <= 0
+        high = torch.special.log_ndtr((offset + HALF_BIN) * scale)
+        low = torch.special.log_ndtr((offset - HALF_BIN) * scale)
+        inner = high + torch.log(-torch.expm1(low - high))
+        # an end value's bin reaches to infinity on its outer side
+        first, last = x < -1 + HALF_BIN, x > 1 - HALF_BIN
+        lower = torch.special.log_ndtr((x - self.mean + HALF_BIN) * scale)
+        upper = torch.special.log_ndtr((self.mean - x + HALF_BIN) * scale)
+        return sum_over_dims(torch.where(first, lower, torch.where(last, upper, inner)))

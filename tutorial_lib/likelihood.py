@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from tutorial_lib.denoiser import Condition, Denoiser, Prediction
-from tutorial_lib.gaussian import Gaussian
+from tutorial_lib.gaussian import DiscretisedGaussian, Gaussian
 from tutorial_lib.schedule import Schedule, Time, as_time
 
 Variance = Callable[[Prediction, Schedule, Time, Time], Tensor]
-Decoder = Callable[[Prediction], Gaussian]
+Decoder = Callable[[Prediction, Schedule, Time], Gaussian | DiscretisedGaussian]
 
 
 def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
@@ -28,13 +28,25 @@ def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
     return Gaussian(level.alpha * x0, level.sigma**2).kl(prior)
 
 
-def noise_decoder(prediction: Prediction) -> Gaussian:
+def noise_decoder(prediction: Prediction, schedule: Schedule, t: Time) -> Gaussian:
     """Return p(x_0 | x_t) = N(x_t / alpha, sigma^2 / alpha^2) (Kingma et al. 2021, section 3.3).
 
     It undoes the last trace of noise without asking the network; good when sigma is tiny.
     """
     level = prediction.level
     return Gaussian(prediction.xt / level.alpha, (level.sigma / level.alpha) ** 2)
+
+
+def pixel_decoder(variance: Variance) -> Decoder:
+    """Return the decoder of 8-bit pixels, the last step's Gaussian cut into bins.
+
+    DDPM (Ho et al. 2020), eq. 13: the mean is x0_hat, the variance that of the step from t to 0.
+    """
+
+    def decode(prediction: Prediction, schedule: Schedule, t: Time) -> DiscretisedGaussian:
+        return DiscretisedGaussian(prediction.x0, variance(prediction, schedule, 0.0, t))
+
+    return decode
 
 
 def step_kl(
@@ -58,6 +70,27 @@ def step_kl(
     if variance is not None:
         model = Gaussian(model.mean, variance(prediction, schedule, s, t))
     return truth.kl(model)
+
+
+def chain_term(
+    prediction: Prediction,
+    schedule: Schedule,
+    x0: Tensor,
+    s: Time,
+    t: Time,
+    variance: Variance,
+    decoder: Decoder,
+) -> Tensor:
+    """Return the bound's term of each row's step, (B,) nats (Nichol & Dhariwal 2021, eq. 4-6).
+
+    The KL of the step from t to s, (B,) each; where s = 0, minus the decoder's log-likelihood.
+    """
+    s, t = as_time(s), as_time(t)
+    ends = s == 0
+    # each branch sees all rows: give those that it is not for a step whose value is finite
+    kl = step_kl(prediction, schedule, x0, torch.where(ends, t / 2, s), t, variance)
+    decoded = decoder(prediction, schedule, torch.where(ends, t, t / 4))
+    return torch.where(ends.to(x0.device), -decoded.log_prob(x0), kl)
 
 
 @dataclass(frozen=True)
@@ -101,7 +134,7 @@ def chain_bound(
         return denoiser(schedule.add_noise(x0, eps, t), t, cond)
 
     steps = [step_kl(look(t), schedule, x0, s, t, variance) for t, s in pairwise(times)]
-    reconstruction = -decoder(look(times[-1])).log_prob(x0)
+    reconstruction = -decoder(look(times[-1]), schedule, times[-1]).log_prob(x0)
     return ChainBound(prior_term(schedule, x0), torch.stack(steps, dim=1), reconstruction)
 
 

@@ -7,6 +7,7 @@ Errors are summed over dimensions, so that the bound's terms come out in nats.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from tutorial_lib.denoiser import Condition, Denoiser, Prediction
 from tutorial_lib.gaussian import sum_over_dims
-from tutorial_lib.likelihood import continuous_weight, step_kl
+from tutorial_lib.likelihood import (
+    Decoder,
+    Variance,
+    chain_term,
+    continuous_weight,
+    pixel_decoder,
+    step_kl,
+)
 from tutorial_lib.schedule import Schedule, Time
 
 
@@ -146,3 +154,31 @@ def bound_term(
     """Return the bound's term of the step from t to s, (B,) nats (DDPM, Ho et al. 2020, eq. 5)."""
     prediction, _ = noised(denoiser, x0, t, cond, generator)
     return step_kl(prediction, denoiser.schedule, x0, s, t)
+
+
+def hybrid(
+    n_steps: int, variance: Variance, decoder: Decoder | None = None, weight: float = 1e-3
+) -> Loss:
+    """Return L_simple + weight L_vlb for a chain of `n_steps` (Nichol & Dhariwal 2021, eq. 16).
+
+    L_vlb teaches the variance alone: the gradient of the mean is stopped in it (section 3.1). It
+    is estimated by n_steps times the term of the step to t, in 1/n_steps .. 1, from t - 1/n_steps.
+    The last step's `decoder` is `pixel_decoder(variance)` unless another is given.
+    """
+    last = decoder or pixel_decoder(variance)
+
+    def loss(
+        denoiser: Denoiser,
+        x0: Tensor,
+        t: Time,
+        cond: Condition | None = None,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        prediction, eps = noised(denoiser, x0, t, cond, generator)
+        still = replace(prediction, x0=prediction.x0.detach(), eps=prediction.eps.detach())
+        s = ((t * n_steps).round() - 1) / n_steps
+        term = chain_term(still, denoiser.schedule, x0, s, t, variance, last)
+        return sum_over_dims((eps - prediction.eps) ** 2) + weight * n_steps * term
+
+    return loss

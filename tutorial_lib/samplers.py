@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutorial_lib.denoiser import Condition, Denoiser, Prediction
-from tutorial_lib.schedule import Schedule, Time, time_like
+from tutorial_lib.schedule import Schedule, Time, as_time, time_like
 
 Variance = Callable[[Prediction, Schedule, Time, Time], Tensor]
 
@@ -29,6 +29,23 @@ def beta_tilde(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> 
     Right when the data are a point; too small otherwise.
     """
     return schedule.posterior(prediction.x0, prediction.xt, s, t).variance
+
+
+def learned_range(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
+    """Return exp(v log beta + (1 - v) log beta_tilde) (Nichol & Dhariwal 2021, eq. 15).
+
+    v is the network's `variance_fraction`. Where beta_tilde is 0, at the step to clean data, that
+    of the step before it stands in, as long again (the authors' code: step 2's at step 1).
+    """
+    fraction = prediction.variance_fraction
+    if fraction is None:
+        raise ValueError("this network has no variance head: learned_range needs one")
+    s, t = as_time(s), as_time(t)
+    last = schedule.sigma(s) == 0
+    low, high = torch.where(last, t, s), torch.where(last, 2 * t - s, t)
+    narrow = beta_tilde(prediction, schedule, low, high)
+    wide = beta(prediction, schedule, s, t)
+    return (fraction * wide.log() + (1 - fraction) * narrow.log()).exp()
 
 
 def ancestral(

@@ -243,7 +243,8 @@ class DiscreteVP(VariancePreserving):
         if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be one row of numbers strictly between 0 and 1")
         self.betas = betas
-        self._log_alpha = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
+        table = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
+        self._tables = {table.device: table}  # log alpha at the grid points, on each device asked
 
     @classmethod
     def linear(cls, n_steps: int = 1000) -> DiscreteVP:
@@ -258,9 +259,14 @@ class DiscreteVP(VariancePreserving):
         alpha_bar = ((t + s) / (1 + s) * math.pi / 2).cos() ** 2
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
+    def _log_alpha(self, device: torch.device) -> Tensor:
+        if device not in self._tables:  # kept: a CUDA graph cannot record a copy from the host
+            self._tables[device] = next(iter(self._tables.values())).to(device)
+        return self._tables[device]
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return index of the segment that holds t, its left value and its rise."""
-        table, n_steps = self._log_alpha.to(t.device), len(self.betas)
+        table, n_steps = self._log_alpha(t.device), len(self.betas)
         # (n / T) * T can round to just under n: compare t with the grid itself
         starts = torch.arange(n_steps, dtype=torch.float64, device=t.device) / n_steps
         left = torch.searchsorted(starts, t.contiguous(), right=True) - 1
@@ -277,7 +283,7 @@ class DiscreteVP(VariancePreserving):
         return self._segment(as_time(t))[2] * len(self.betas)
 
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        table = -self._log_alpha.to(log_alpha.device)  # rising
+        table = -self._log_alpha(log_alpha.device)  # rising
         left = torch.searchsorted(table, -log_alpha, right=True) - 1
         left = left.clamp(0, len(self.betas) - 1)
         fraction = (-log_alpha - table[left]) / (table[left + 1] - table[left])

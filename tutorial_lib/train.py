@@ -11,28 +11,23 @@ import hashlib
 import json
 import math
 import os
-import signal
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
-from types import FrameType
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
+from tutorial_lib import checkpoints
+from tutorial_lib.checkpoints import CheckpointError, bytes_of, described
+from tutorial_lib.interrupts import held_interrupts
+
 Data = Tensor | tuple[Tensor, ...]
 Objective = Callable[[nn.Module, Data, Generator], Tensor]
-
-
-class CheckpointError(RuntimeError):
-    """Say that a checkpoint cannot be read, written or used for this run."""
+Watcher = Callable[["Progress"], None]
 
 
 class TrainingDiverged(RuntimeError):
@@ -45,7 +40,8 @@ class TrainConfig:
 
     Adam (Kingma & Ba 2015). The rate rises over `warmup` steps, then falls to `final_rate` (1
     for a constant) times its peak by half a cosine (Loshchilov & Hutter 2017, eq. 5). Gradients
-    are clipped to the norm `grad_clip`, if given.
+    are clipped to the norm `grad_clip`, if given. On a GPU, `graph` records a step once, as a
+    CUDA graph, and replays it; the objective must then not look at the values of its tensors.
     """
 
     steps: int
@@ -58,6 +54,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 1000
+    graph: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "log_every", "checkpoint_every"):
@@ -100,6 +97,16 @@ class TrainResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Tell a watcher where a run stands: its mean loss since last told, its seconds in all."""
+
+    step: int
+    loss: float
+    seconds: float
+    ema: nn.Module
+
+
 def train(
     module: nn.Module,
     data: Data,
@@ -108,6 +115,7 @@ def train(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    watch: Watcher | None = None,
 ) -> TrainResult:
     """Minimise the mean of objective(module, batch, generator), a scalar or (B,), in place.
 
@@ -115,13 +123,15 @@ def train(
     of such (a batch is then a tuple), which is moved to the module's device once. One generator
     draws them and what the objective draws.
 
-    A finished checkpoint is returned as it is. It knows its config, its data and the shapes of
-    its network, but not its objective: name the file after it. Ctrl-C ends the step in hand,
-    saves and raises KeyboardInterrupt; a second one stops at once. Raises TrainingDiverged within
-    `log_every` steps, and CheckpointError. By default (progress=None) the bar hides where no
-    person watches: PYTEST_VERSION (pytest, nbval), CI or TQDM_DISABLE is in the environment.
+    `watch` is told every `log_every` steps how things stand. A finished checkpoint is returned as
+    it is. It knows its config, its data and the shapes of its network, but not its objective:
+    name the file after it. Ctrl-C ends the step in hand, saves and raises KeyboardInterrupt; a
+    second one stops at once. Raises TrainingDiverged within `log_every` steps, CheckpointError.
+    By default (progress=None) the bar hides where no person watches: PYTEST_VERSION (pytest,
+    nbval), CI or TQDM_DISABLE is in the environment.
     """
-    with _held_interrupts() as interrupts:
+    device = next(module.parameters()).device
+    with held_interrupts() as interrupts, _own_stream(device, config.graph):
         run = _Run(module, data, config)
         store = _Checkpoint(Path(checkpoint)) if checkpoint is not None else None
         if store and store.path.exists():
@@ -130,15 +140,21 @@ def train(
             while run.step < config.steps:
                 run.advance(objective)
                 bar.update()
-                _tend(run, store, bar, stopping=bool(interrupts))
+                _tend(run, store, bar, watch, stopping=bool(interrupts))
     return run.result()
 
 
-def _tend(run: _Run, store: _Checkpoint | None, bar: tqdm, stopping: bool) -> None:
+def _tend(
+    run: _Run, store: _Checkpoint | None, bar: tqdm, watch: Watcher | None, stopping: bool
+) -> None:
     due = stopping or run.step == run.config.steps
     saving = store and (due or run.step % run.config.checkpoint_every == 0)
-    if due or saving or run.step % run.config.log_every == 0:
-        bar.set_postfix(loss=f"{run.check():.4f}", refresh=False)
+    reporting = run.step % run.config.log_every == 0
+    if due or saving or reporting:
+        loss = run.check()
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if watch and (due or reporting):
+            watch(Progress(run.step, loss, time.perf_counter() - run.started, run.ema))
     if saving:
         store.save(run)
     if stopping:
@@ -164,39 +180,53 @@ class _Run:
         self.ema = copy.deepcopy(module).eval().requires_grad_(False)
         pairs = zip(module.parameters(), self.ema.parameters(), strict=True)
         self.averages = [average for weight, average in pairs if weight.requires_grad]
-        self.optimiser = torch.optim.Adam(self.weights, config.learning_rate, fused=True)
+        # a rate that a recorded step reads anew must be a tensor
+        self.rate = torch.tensor(config.learning_rate, device=self.device)
+        rate = self.rate if config.graph else config.learning_rate
+        self.optimiser = torch.optim.Adam(self.weights, rate, fused=True, capturable=config.graph)
+        self.recorded: _Recorded | None = None
         self.generator = Generator(self.device).manual_seed(config.seed)
         self.losses = torch.zeros(config.steps, device=self.device)
         self.step, self.checked, self.started = 0, 0, time.perf_counter()
 
     def advance(self, objective: Objective) -> None:
         """Take one step, without waiting for the device."""
+        rate = self.config.rate_at(self.step)
+        if self.config.graph:
+            self.rate.fill_(rate)
+        else:
+            self.optimiser.param_groups[0]["lr"] = rate
+        if self.config.graph and self.recorded is None and self.step - self.checked > _WARM_UP:
+            self.recorded = _Recorded(self, objective)
+        loss = self.recorded.replay() if self.recorded else self.descend(objective)
+        self.losses[self.step] = loss
+        share = 1 - self.config.decay_at(self.step)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.weights, share)
+        self.step += 1
+
+    def descend(self, objective: Objective) -> Tensor:
+        """Draw a batch, move the weights against the gradient of its loss, and return the loss."""
+        for weight in self.weights:
+            weight.grad = None
         loss = objective(self.module, self._batch(), self.generator)
         if loss.shape not in ((), (self.config.batch_size,)):
             raise ValueError(
                 f"the objective returned shape {tuple(loss.shape)}: it must return a scalar or "
                 f"one loss an example, ({self.config.batch_size},)"
             )
-        for weight in self.weights:
-            weight.grad = None
-        loss.mean().backward()
-        self.losses[self.step] = loss.detach().mean()
-        self._update()
-        self.step += 1
+        loss = loss.mean()
+        loss.backward()
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
+        self.optimiser.step()
+        return loss.detach()
 
     def _batch(self) -> Data:
         rows, size = len(self.pool[0]), (self.config.batch_size,)
         index = torch.randint(rows, size, generator=self.generator, device=self.device)
         batch = tuple(x.index_select(0, index) for x in self.pool)
         return batch if self.tupled else batch[0]
-
-    def _update(self) -> None:
-        if self.config.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
-        self.optimiser.param_groups[0]["lr"] = self.config.rate_at(self.step)
-        self.optimiser.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.weights, 1 - self.config.decay_at(self.step))
 
     def check(self) -> float:
         """Return the mean loss since the last call; raise if anything is not finite."""
@@ -246,61 +276,57 @@ class _Run:
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint must agree on before this run may go on from it."""
         same = asdict(self.config) | {"device": self.device.type, "trained": len(self.weights)}
-        del same["log_every"], same["checkpoint_every"]  # they do not change the run
-        same |= {f"module.{name}": _described(x) for name, x in self.contents.items()}
+        for how in ("log_every", "checkpoint_every", "graph"):  # they do not change the run
+            del same[how]
+        same |= {f"module.{name}": described(x) for name, x in self.contents.items()}
         for i, x in enumerate(self.pool):
-            rows = _bytes(x[:: max(1, len(x) // 64)])
-            same[f"data {i}"] = f"{_described(x)} {hashlib.sha256(rows).hexdigest()[:8]}"
+            rows = bytes_of(x[:: max(1, len(x) // 64)])
+            same[f"data {i}"] = f"{described(x)} {hashlib.sha256(rows).hexdigest()[:8]}"
         return {key: str(value) for key, value in same.items()}
 
 
-def _described(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+_WARM_UP = 11  # steps before one is recorded: compilers and allocators have settled
 
 
-def _bytes(x: Tensor) -> memoryview:
-    return x.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+class _Recorded:
+    """Hold a step as one CUDA graph, whose replay draws new batches and noise."""
+
+    def __init__(self, run: _Run, objective: Objective) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(run.generator)
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+            self.loss = run.descend(objective)
+
+    def replay(self) -> Tensor:
+        """Take the step again, and return its loss (overwritten by the next)."""
+        self.graph.replay()
+        return self.loss
 
 
-def _crc32(tensors: dict[str, Tensor]) -> int:
-    return reduce(lambda crc, name: zlib.crc32(_bytes(tensors[name]), crc), sorted(tensors), 0)
+def _own_stream(device: torch.device, wanted: bool) -> AbstractContextManager[object]:
+    """Return a context on a stream of its own, which recording asks for."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if wanted else nullcontext()
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """Keep a run in one safetensors file, replaced as a whole or not at all."""
+    """Keep a run in one file, replaced as a whole or not at all."""
 
     path: Path
 
     def save(self, run: _Run) -> None:
-        """Write beside the file, wait for the disk, then rename; raise CheckpointError."""
-        tensors = {name: x.detach().cpu().contiguous() for name, x in run.tensors().items()}
-        tensors["generator"] = run.generator.get_state()
+        """Write the run's state; raise CheckpointError."""
         metadata = {
             "identity": json.dumps(run.identity()),
             "step": str(run.step),
             "seconds": repr(time.perf_counter() - run.started),
-            "crc32": str(_crc32(tensors)),
         }
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(safetensors.torch.save(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise CheckpointError(
-                f"cannot write {self.path} after step {run.step} ({error.strerror}): make room or "
-                "choose another file, then call train again; any earlier checkpoint is intact"
-            ) from error
+        tensors = run.tensors() | {"generator": run.generator.get_state()}
+        checkpoints.write(self.path, tensors, metadata, f"after step {run.step}")
 
     def load(self, run: _Run) -> None:
         """Put the run where the file left it; raise CheckpointError if it belongs to another."""
-        metadata, tensors = self._read()
+        metadata, tensors = checkpoints.read(self.path)
         ours, theirs = run.identity(), json.loads(metadata["identity"])
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key):
@@ -309,38 +335,6 @@ class _Checkpoint:
                     f"{ours.get(key)} here; give this run another file, or delete that one"
                 )
         run.restore(tensors, int(metadata["step"]), float(metadata["seconds"]))
-
-    def _read(self) -> tuple[dict[str, str], dict[str, Tensor]]:
-        try:
-            with safetensors.safe_open(self.path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("crc32") != str(_crc32(tensors)):
-                raise safetensors.SafetensorError("its checksum is wrong")
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path} is damaged or not a checkpoint of train ({error}): delete it to "
-                "start again, or put a good copy in its place"
-            ) from error
-        return metadata, tensors
-
-
-@contextmanager
-def _held_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C in a list, so that the step in hand ends whole; a second one is not held."""
-    held, before = [], None
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        held.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    with suppress(ValueError):  # raised outside the main thread, which alone receives signals
-        before = signal.signal(signal.SIGINT, hold)
-    try:
-        yield held
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
 
 
 def _bar(run: _Run, progress: bool | None) -> tqdm:

@@ -1,0 +1,282 @@
+"""The U-Net of the image track: DDPM's as it stands, IDDPM's and ADM's by a few options."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from tutorial_lib.networks.attention import Attention, image_to_tokens, tokens_to_image
+from tutorial_lib.networks.embeddings import LabelEmbedding, sinusoidal
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Fix the shape of a U-Net; the defaults are DDPM's for CIFAR-10 (Ho et al. 2020, app. B).
+
+    The widths of the levels are `channels` times the `multipliers`; each level has `depth` blocks
+    on the way down and one more on the way up, and half the side of the one before. Attention
+    stands where the side is in `attention`, with heads of `head_width` channels (None: one head).
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    depth: int = 2
+    attention: tuple[int, ...] = (16,)
+    head_width: int | None = None
+    dropout: float = 0.1
+    side: int = 32
+    in_channels: int = 3
+    out_channels: int = 3  # twice as many for a learned variance
+    adaptive_norm: bool = False  # time scales and shifts the second norm, not only shifts
+    resample_in_blocks: bool = False  # BigGAN's: residual blocks halve and double the sides
+    n_classes: int = 0
+    text_width: int = 0  # of the tokens that attention looks at; 0 for no text
+    clock_scale: float = 1.0  # to the hundreds of units that sines of the clock expect
+
+
+DDPM = UNetConfig()
+# IDDPM for CIFAR-10 (Nichol & Dhariwal 2021, appendix A): both attentions of four heads
+IDDPM = UNetConfig(
+    depth=3, attention=(16, 8), head_width=64, dropout=0.3, adaptive_norm=True, out_channels=6
+)
+# ADM for ImageNet 64x64 (Dhariwal & Nichol 2021, table 11)
+ADM = UNetConfig(
+    channels=192,
+    multipliers=(1, 2, 3, 4),
+    depth=3,
+    attention=(32, 16, 8),
+    head_width=64,
+    side=64,
+    out_channels=6,
+    adaptive_norm=True,
+    resample_in_blocks=True,
+    n_classes=1000,
+)
+
+
+class Downsample(nn.Module):
+    """Halve an image's sides by a convolution of stride 2 (DDPM, Ho et al. 2020, app. B)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Any = None) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H / 2, W / 2)."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double an image's sides by repeating pixels, then convolve (Ho et al. 2020, app. B)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Any = None) -> Tensor:
+        """Map (B, C, H, W) to (B, C, 2 H, 2 W)."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class ResidualBlock(nn.Module):
+    """Add to an image two convolutions of it that know the time (Ho et al. 2020, appendix B).
+
+    With `adaptive` the time scales and shifts the second norm (AdaGN: Dhariwal & Nichol 2021,
+    section 3); `resample` halves or doubles the sides on both paths (BigGAN: Brock et al. 2019).
+    """
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        emb: int,
+        config: UNetConfig,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.adaptive, self.resample = config.adaptive_norm, resample or nn.Identity()
+        self.norm1 = group_norm(before)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.time = nn.Linear(emb, 2 * after if self.adaptive else after)
+        self.norm2 = group_norm(after)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Any = None) -> Tensor:
+        """Map (B, before, H, W) and emb (B, E) to (B, after, H', W')."""
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        time = self.time(emb)[:, :, None, None]  # (B, after or 2 after, 1, 1)
+        if self.adaptive:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        return self.skip(self.resample(x)) + self.conv2(self.dropout(F.silu(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Let positions look at one another, and at the tokens of a text where there are any.
+
+    Self-attention as in DDPM (Ho et al. 2020, app. B); cross-attention as in latent diffusion
+    (Rombach et al. 2022, section 3.3).
+    """
+
+    def __init__(self, width: int, config: UNetConfig) -> None:
+        super().__init__()
+        heads = width // (config.head_width or width)
+        self.norm, self.itself = group_norm(width), Attention(width, heads)
+        self.text_norm = group_norm(width) if config.text_width else None
+        self.text = Attention(width, heads, config.text_width) if config.text_width else None
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Any = None) -> Tensor:
+        """Map (B, C, H, W) to the same shape; reads cond.text (B, L, D) and cond.mask (B, L)."""
+        x = x + tokens_to_image(self.itself(image_to_tokens(self.norm(x))), like=x)
+        if self.text is None or cond is None or cond.text is None:
+            return x
+        tokens = image_to_tokens(self.text_norm(x))
+        return x + tokens_to_image(self.text(tokens, cond.text, cond.mask), like=x)
+
+
+class Stage(nn.Sequential):
+    """Pass an image, the time's embedding and the condition through one layer after another."""
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Any = None) -> Tensor:
+        """Map (B, C, H, W) as the layers do."""
+        for layer in self:
+            x = layer(x, emb, cond)
+        return x
+
+
+class UNet(nn.Module):
+    """Map a noisy image and a clock to a prediction of its size (DDPM, Ho et al. 2020, app. B).
+
+    Each stage of the encoder leaves its output as a skip that one stage of the decoder reads.
+    Downsampling pads on both sides (IDDPM's code), not on the right alone (DDPM's).
+    """
+
+    def __init__(self, config: UNetConfig = DDPM, *, generator: Generator) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self._build(config)
+        _initialise(self, generator)
+
+    def _build(self, config: UNetConfig) -> None:
+        channels, emb = config.channels, 4 * config.channels
+        self.clock = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.label = LabelEmbedding(config.n_classes, emb) if config.n_classes else None
+        self.first = nn.Conv2d(config.in_channels, channels, 3, padding=1)
+        widths = [channels * m for m in config.multipliers]
+        sides = [config.side // 2**level for level in range(len(widths))]
+        skips, h, last = [channels], channels, len(widths) - 1
+
+        def stage(before: int, after: int, side: int) -> Stage:
+            block = ResidualBlock(before, after, emb, config)
+            looks = side in config.attention
+            return Stage(block, AttentionBlock(after, config)) if looks else Stage(block)
+
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for level, (width, side) in enumerate(zip(widths, sides, strict=True)):
+            for _ in range(config.depth):
+                self.encoder.append(stage(h, width, side))
+                skips.append(h := width)
+            if level < last:
+                self.encoder.append(Stage(_down(width, emb, config)))
+                skips.append(width)
+        block = ResidualBlock(h, h, emb, config)
+        self.middle = Stage(block, AttentionBlock(h, config), ResidualBlock(h, h, emb, config))
+        for level, (width, side) in reversed(list(enumerate(zip(widths, sides, strict=True)))):
+            for _ in range(config.depth + 1):
+                self.decoder.append(stage(h + skips.pop(), width, side))
+                h = width
+            if level > 0:
+                self.decoder[-1].append(_up(width, emb, config))
+        self.last = nn.Sequential(
+            group_norm(h), nn.SiLU(), nn.Conv2d(h, config.out_channels, 3, padding=1)
+        )
+
+    def embed(self, clock: Tensor, cond: Any = None) -> Tensor:
+        """Return what every block reads, silu(time + label): clock (B,) to (B, 4 channels)."""
+        sines = sinusoidal(clock * self.config.clock_scale, self.config.channels)
+        emb = self.clock(sines.to(self.first.weight.dtype))
+        label = None if cond is None else cond.label
+        if self.label is not None:
+            return F.silu(emb + self.label(label))
+        if label is not None:
+            raise ValueError("this net knows no labels: build it with n_classes, or pass none")
+        return F.silu(emb)
+
+    def encode(self, xt: Tensor, emb: Tensor, cond: Any = None) -> list[Tensor]:
+        """Return the skips, from the first convolution's to the smallest, then the middle's."""
+        skips = [self.first(xt)]
+        for stage in self.encoder:
+            skips.append(stage(skips[-1], emb, cond))
+        return [*skips, self.middle(skips[-1], emb, cond)]
+
+    def decode(self, features: Sequence[Tensor], emb: Tensor, cond: Any = None) -> Tensor:
+        """Return the prediction, (B, out_channels, H, W), from what `encode` returned."""
+        *skips, h = features
+        for stage in self.decoder:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb, cond)
+        return self.last(h)
+
+    def forward(
+        self, xt: Tensor, clock: Tensor, cond: Any = None, control: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Map xt (B, C, H, W) and clock (B,) to (B, out_channels, H, W).
+
+        `control` is added to the skips and the middle (ControlNet, Zhang et al. 2023, section 3).
+        """
+        side = self.config.side
+        if xt.shape[1:] != (self.config.in_channels, side, side):
+            wanted = f"(B, {self.config.in_channels}, {side}, {side})"
+            raise ValueError(f"xt has shape {tuple(xt.shape)}: this net takes {wanted}")
+        emb = self.embed(clock, cond)
+        features = self.encode(xt, emb, cond)
+        if control is not None:
+            features = [x + c for x, c in zip(features, control, strict=True)]
+        return self.decode(features, emb, cond)
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """Return a norm of 32 groups, or of as many as divide a narrower width (Wu & He 2018)."""
+    return nn.GroupNorm(math.gcd(32, width), width, eps=1e-6)
+
+
+def _down(width: int, emb: int, config: UNetConfig) -> nn.Module:
+    if not config.resample_in_blocks:
+        return Downsample(width)
+    return ResidualBlock(width, width, emb, config, resample=nn.AvgPool2d(2))
+
+
+def _up(width: int, emb: int, config: UNetConfig) -> nn.Module:
+    if not config.resample_in_blocks:
+        return Upsample(width)
+    return ResidualBlock(width, width, emb, config, resample=nn.Upsample(scale_factor=2))
+
+
+def _initialise(unet: UNet, generator: Generator) -> None:
+    """Draw weights uniform on +-sqrt(6 / (fan_in + fan_out)); zero what ends a residual path.
+
+    DDPM's code (Ho et al. 2020), `default_init`, which scales those by 1e-10 instead.
+    """
+    unet.to_empty(device=generator.device)
+    for module in unet.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, generator=generator)
+    for module in unet.modules():
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, Attention):
+            nn.init.zeros_(module.out.weight)
+    nn.init.zeros_(unet.last[-1].weight)
