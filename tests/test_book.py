@@ -257,7 +257,7 @@ def test_math_becomes_entities_and_code_is_left_alone():
 def test_a_cell_id_is_its_headings_id_and_no_comment_in_code_is_a_heading():
     source = "## Idea of $x$\n```\n# no heading\n```\n### Proof, in one line"
     assert list(mdbook_ipynb.markdown_cell({"id": "idea", "source": source})) == [
-        '## Idea of <span class="math inline">x</span> {#idea}\n'
+        '## Idea of <span class="unbroken"><span class="math inline">x</span></span> {#idea}\n'
         "```\n# no heading\n```\n### Proof, in one line {#section-proof-in-one-line}"
     ]
     later = {"id": "aside", "source": "text\n\n## Idea"}

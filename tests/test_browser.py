@@ -221,6 +221,9 @@ def lab(tmp_path):
     command += [f"--IdentityProvider.token={token}", "--LabApp.news_url=None"]
     with open(tmp_path / "server.log", "w") as log:
         environment = os.environ | private_folders(tmp_path)
+        environment.pop(
+            "MPLBACKEND", None
+        )  # a reader's kernel draws inline, and closes what it drew
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     yield f"http://127.0.0.1:{port}", f"token={token}"
     server.terminate()

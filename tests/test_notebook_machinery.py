@@ -74,6 +74,11 @@ def cut_figure(book):
     data["image/png"] = base64.b64encode(drawn.getvalue()).decode()
 
 
+def hide_a_name(book):
+    cell(book, "check-double").source = "hidden = 1\n" + cell(book, "check-double").source
+    cell(book, "define-line").source += "\nprint(hidden)"
+
+
 def leak(book):
     cell(book, "exercise-2").source += "\n# return x + 2 * 1.0"
 
@@ -148,6 +153,7 @@ SPOILERS = {
         replace_in_source("define-line", "\n", "\n\n\n\n\n\n\n\n\n\n"),
         "lines of code",
     ),
+    "a name out of sight": (hide_a_name, "uses hidden, which only folded code has made"),
     "a wide line": (
         lambda book: cell(book, "define-line").update(source="x = " + " + ".join("1" * 25)),
         "a line of 101 columns",

@@ -16,9 +16,11 @@ from PIL import Image
 
 from tests.truths import generator
 from tutorial_lib import recipes
-from tutorial_lib.autoencoder import Bound, image_vae
+from tutorial_lib.autoencoder import Bound
+from tutorial_lib.autoencoder import image_vae as build_vae
 from tutorial_lib.checkpoints import CheckpointError
-from tutorial_lib.cifar10 import Images, to_pixels
+from tutorial_lib.cifar10 import Images, cifar10, to_pixels
+from tutorial_lib.recipes import classifier, image_vae, record
 
 REAL = os.environ.get("TUTORIAL_LIB_DATA")
 VARYING = ("seconds",)  # what two equal runs may differ in
@@ -33,7 +35,8 @@ def invented(monkeypatch):
         x = torch.nn.functional.interpolate(corners, 32, mode="bilinear") * 2 - 1
         return Images(to_pixels(x), torch.zeros(limit, dtype=torch.long), ("ramp",), "ramps")
 
-    monkeypatch.setattr(recipes, "cifar10", images)
+    for module in (image_vae, classifier):
+        monkeypatch.setattr(module, "cifar10", images)
     return images
 
 
@@ -55,7 +58,7 @@ class Known:
 
 def test_measure_counts_bits_per_dimension():
     pixels = torch.zeros(700, 3, 32, 32, dtype=torch.uint8)  # more than one batch
-    assert recipes._measure(Known(), pixels, generator()) == {
+    assert image_vae.measure(Known(), pixels, generator()) == {
         "bits_per_dim": 1.75,
         "standard_error": 0.0,
         "reconstruction": 1.0,
@@ -91,7 +94,7 @@ def test_a_run_can_be_repeated(invented, tmp_path):
 
 
 def interrupt_at(monkeypatch, call):
-    calls, convert = [], recipes.to_floats
+    calls, convert = [], image_vae.to_floats
 
     def counted(pixels):
         calls.append(1)
@@ -99,7 +102,7 @@ def interrupt_at(monkeypatch, call):
             signal.raise_signal(signal.SIGINT)
         return convert(pixels)
 
-    monkeypatch.setattr(recipes, "to_floats", counted)
+    monkeypatch.setattr(image_vae, "to_floats", counted)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(invented, tmp_path, monkeypatch):
@@ -128,13 +131,13 @@ def test_unknown_names_are_refused(tmp_path):
 
 
 def test_only_the_recorded_run_may_replace_its_record():
-    full = recipes.RECIPES["cifar10_vae"].full
+    recipe = recipes.RECIPES["cifar10_vae"]
+    full = recipe.full
     for same in (full, replace(full, device="cpu", source="copy", checkpoint=True)):
-        assert recipes._folder("cifar10_vae", same) == Path("results/cifar10_vae")
-    others = (replace(full, steps=100), replace(full, seed=1))
-    for other in (*others, recipes.RECIPES["cifar10_vae"].small):
-        assert recipes._folder("cifar10_vae", other) == Path("runs/cifar10_vae")
-    assert recipes._folder("cifar10_vae", replace(full, out="mine")) == Path("mine")
+        assert recipe.folder("cifar10_vae", same) == Path("results/cifar10_vae")
+    for other in (replace(full, steps=100), replace(full, seed=1), recipe.small):
+        assert recipe.folder("cifar10_vae", other) == Path("runs/cifar10_vae")
+    assert recipe.folder("cifar10_vae", replace(full, out="mine")) == Path("mine")
 
 
 def test_the_command_line_runs(invented, tmp_path, capsys):
@@ -146,7 +149,7 @@ def test_the_command_line_runs(invented, tmp_path, capsys):
 
 
 def test_the_list_gives_the_figures_on_record(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recipes, "RESULTS", tmp_path)
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
     (tmp_path / "cifar10_vae").mkdir()
     found = {"bits_per_dim": 4.2513, "standard_error": 0.0049, "data": "ramps", "device": "a GPU"}
     (tmp_path / "cifar10_vae" / "metrics.json").write_text(json.dumps(found))
@@ -166,7 +169,7 @@ def no_room(*_, **__):
         (["--steps", "0"], None, 1, "steps is 0: it must be positive"),
         (["--learning-rate", "1e9"], None, 1, "the loss is .* try a smaller learning_rate"),
         (["--device", "cuda:99"], None, 1, "there is no device 'cuda:99' here: choose cpu"),
-        ([], "_log", 1, r"files \(No space left on device\): make room, or name a folder"),
+        ([], "write_log", 1, r"files \(No space left on device\): make room, or name a folder"),
         ([], "Ctrl-C", 130, "stopped after step 7, not saved"),
     ],
 )
@@ -176,7 +179,7 @@ def test_what_goes_wrong_is_one_sentence(
     if broken == "Ctrl-C":
         interrupt_at(monkeypatch, 7)
     elif broken:
-        monkeypatch.setattr(recipes, broken, no_room)
+        monkeypatch.setattr(image_vae, broken, no_room)
     out = ["--out", str(tmp_path)]
     assert recipes.main(["cifar10_vae", "--tiny", *out, *options]) == status
     said = capsys.readouterr()
@@ -187,8 +190,8 @@ def test_what_goes_wrong_is_one_sentence(
 def test_two_thousand_real_images_in_a_minute(tmp_path):
     """The learner's run: 27 s on one core (5.3 bits/dim; untrained, over 7.5)."""
     metrics = recipes.run("cifar10_vae", small=True, out=str(tmp_path))
-    untrained = image_vae(recipes.RECIPES["cifar10_vae"].small.stages, generator=generator(0))
-    pixels = recipes.cifar10("test", limit=500).pixels
-    assert recipes._measure(untrained, pixels, generator(1))["bits_per_dim"] > 7.5
+    untrained = build_vae(recipes.RECIPES["cifar10_vae"].small.stages, generator=generator(0))
+    pixels = cifar10("test", limit=500).pixels
+    assert image_vae.measure(untrained, pixels, generator(1))["bits_per_dim"] > 7.5
     assert metrics["bits_per_dim"] < 5.6
     assert metrics["kl_of_levels"][0] > 0.3  # the latents carry the picture

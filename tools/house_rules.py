@@ -12,6 +12,7 @@ from pathlib import Path
 import claims
 from compare_outputs import touches_the_edge
 from nbformat import NotebookNode
+from sight import out_of_sight
 
 HEADINGS = (
     ("Setup",),
@@ -34,7 +35,7 @@ KEYS = ("tags", "slideshow")
 COLLAPSED = {"source_hidden": True}
 COURSE = {"number": int, "title": str, "papers": list, "modules": list, "minutes": int}
 CELLS, CELLS_OF_01 = (50, 90), (50, 180)
-LINES, COLUMNS = 25, 88  # what a page of the book shows without scrolling
+LINES, COLUMNS = 26, 88  # what a page of the book shows without scrolling
 KIB, KIB_OF_01 = 500, 1000
 
 READABLE_ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -226,6 +227,11 @@ def verdicts(book: Book) -> Iterator[Breach]:
         yield waiting, "no check cell follows"
 
 
+def in_sight(book: Book) -> Iterator[Breach]:
+    for cell, name in out_of_sight(book.code):
+        yield cell, f"uses {name}, which only folded code has made: make it in shown code"
+
+
 def places(book: Book) -> Iterator[Breach]:
     for cell in book.cells:
         shown = [cell.source, *_texts(cell)]
@@ -292,7 +298,7 @@ def claimed(book: Book) -> Iterator[Breach]:
 
 RULES: tuple[Callable[[Book], Iterator[Breach]], ...] = (
     *(headings, size, metadata, cell_metadata, ids, execution, figures, widgets),
-    *(verdicts, places, exercises, claimed),
+    *(verdicts, in_sight, places, exercises, claimed),
 )
 
 

@@ -32,6 +32,7 @@ MATH = re.compile(
 )
 # Code that a reader of the page opens when wanted; the derivation's own code stays in sight.
 FOLDED = {"setup": "How it is set up", "recorded": "How it is read", "hide-input": "Code"}
+SHORT = 40  # characters of a formula that is not to be broken over two lines
 # What `tutorial_lib.checks` prints.
 CLAIM = re.compile(
     r"^Claim (?P<number>\S+)  (?P<statement>.+)\n"
@@ -63,7 +64,7 @@ def with_math(markdown: str) -> str:
         if match["display"]:
             return f'<span class="math display">{entities(match["display"].strip())}</span>'
         formula = f'<span class="math inline">{entities(match["inline"].strip())}</span>'
-        if not match["after"]:
+        if not match["after"] and len(match["inline"]) > SHORT:
             return formula
         return f'<span class="unbroken">{formula}{match["after"]}</span>'
 

@@ -38,10 +38,11 @@ class TrainingDiverged(RuntimeError):
 class TrainConfig:
     """Fix everything about a run but its network, its data and its loss.
 
-    Adam (Kingma & Ba 2015). The rate rises over `warmup` steps, then falls to `final_rate` (1
-    for a constant) times its peak by half a cosine (Loshchilov & Hutter 2017, eq. 5). Gradients
-    are clipped to the norm `grad_clip`, if given. On a GPU, `graph` records a step once, as a
-    CUDA graph, and replays it; the objective must then not look at the values of its tensors.
+    Adam (Kingma & Ba 2015) with decoupled `weight_decay`. The rate rises over `warmup` steps, then
+    falls to `final_rate` (1 for a constant) times its peak by half a cosine (Loshchilov & Hutter
+    2017, eq. 5). Gradients are clipped to the norm `grad_clip`, if given. On a GPU, `graph`
+    records a step once, as a CUDA graph, and replays it; the objective must then not look at the
+    values of its tensors.
     """
 
     steps: int
@@ -51,6 +52,7 @@ class TrainConfig:
     final_rate: float = 0.0
     ema_decay: float = 0.999
     grad_clip: float | None = None
+    weight_decay: float = 0.0
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 1000

@@ -37,6 +37,18 @@ class UNetConfig:
     text_width: int = 0  # of the tokens that attention looks at; 0 for no text
     clock_scale: float = 1.0  # to the hundreds of units that sines of the clock expect
 
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """Return width and side of each level, the widest image first."""
+        return [(self.channels * m, self.side // 2**i) for i, m in enumerate(self.multipliers)]
+
+    @property
+    def skips(self) -> list[int]:
+        """Return the widths of the skips in the order in which the encoder leaves them."""
+        widths = [width for width, _ in self.levels]
+        runs = [width for width in widths for _ in range(self.depth + 1)]  # blocks, then a halving
+        return [self.channels, *runs[:-1]]  # the last level is not halved
+
 
 DDPM = UNetConfig()
 # IDDPM for CIFAR-10 (Nichol & Dhariwal 2021, appendix A): both attentions of four heads
@@ -152,53 +164,31 @@ class Stage(nn.Sequential):
         return x
 
 
-class UNet(nn.Module):
-    """Map a noisy image and a clock to a prediction of its size (DDPM, Ho et al. 2020, app. B).
+class Encoder(nn.Module):
+    """Map a noisy image and a clock to features, one for each skip and one for the middle.
 
-    Each stage of the encoder leaves its output as a skip that one stage of the decoder reads.
-    Downsampling pads on both sides (IDDPM's code), not on the right alone (DDPM's).
+    The first half of a U-Net; on its own, a classifier's trunk (Dhariwal & Nichol 2021, section 4)
+    and what ControlNet copies. Downsampling pads on both sides (IDDPM's code), not on the right
+    alone (DDPM's).
     """
 
-    def __init__(self, config: UNetConfig = DDPM, *, generator: Generator) -> None:
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        with torch.device("meta"):
-            self._build(config)
-        _initialise(self, generator)
-
-    def _build(self, config: UNetConfig) -> None:
         channels, emb = config.channels, 4 * config.channels
         self.clock = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = LabelEmbedding(config.n_classes, emb) if config.n_classes else None
         self.first = nn.Conv2d(config.in_channels, channels, 3, padding=1)
-        widths = [channels * m for m in config.multipliers]
-        sides = [config.side // 2**level for level in range(len(widths))]
-        skips, h, last = [channels], channels, len(widths) - 1
-
-        def stage(before: int, after: int, side: int) -> Stage:
-            block = ResidualBlock(before, after, emb, config)
-            looks = side in config.attention
-            return Stage(block, AttentionBlock(after, config)) if looks else Stage(block)
-
-        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        for level, (width, side) in enumerate(zip(widths, sides, strict=True)):
+        self.stages = nn.ModuleList()
+        h, last = channels, len(config.multipliers) - 1
+        for level, (width, side) in enumerate(config.levels):
             for _ in range(config.depth):
-                self.encoder.append(stage(h, width, side))
-                skips.append(h := width)
-            if level < last:
-                self.encoder.append(Stage(_down(width, emb, config)))
-                skips.append(width)
-        block = ResidualBlock(h, h, emb, config)
-        self.middle = Stage(block, AttentionBlock(h, config), ResidualBlock(h, h, emb, config))
-        for level, (width, side) in reversed(list(enumerate(zip(widths, sides, strict=True)))):
-            for _ in range(config.depth + 1):
-                self.decoder.append(stage(h + skips.pop(), width, side))
+                self.stages.append(_stage(h, width, side, config))
                 h = width
-            if level > 0:
-                self.decoder[-1].append(_up(width, emb, config))
-        self.last = nn.Sequential(
-            group_norm(h), nn.SiLU(), nn.Conv2d(h, config.out_channels, 3, padding=1)
-        )
+            if level < last:
+                self.stages.append(Stage(_down(width, emb, config)))
+        ends = (ResidualBlock(h, h, emb, config) for _ in range(2))
+        self.middle = Stage(next(ends), AttentionBlock(h, config), next(ends))
 
     def embed(self, clock: Tensor, cond: Any = None) -> Tensor:
         """Return what every block reads, silu(time + label): clock (B,) to (B, 4 channels)."""
@@ -211,15 +201,45 @@ class UNet(nn.Module):
             raise ValueError("this net knows no labels: build it with n_classes, or pass none")
         return F.silu(emb)
 
-    def encode(self, xt: Tensor, emb: Tensor, cond: Any = None) -> list[Tensor]:
+    def forward(self, xt: Tensor, emb: Tensor, cond: Any = None) -> list[Tensor]:
         """Return the skips, from the first convolution's to the smallest, then the middle's."""
+        side = self.config.side
+        if xt.shape[1:] != (self.config.in_channels, side, side):
+            wanted = f"(B, {self.config.in_channels}, {side}, {side})"
+            raise ValueError(f"xt has shape {tuple(xt.shape)}: this net takes {wanted}")
         skips = [self.first(xt)]
-        for stage in self.encoder:
+        for stage in self.stages:
             skips.append(stage(skips[-1], emb, cond))
         return [*skips, self.middle(skips[-1], emb, cond)]
 
+
+class UNet(nn.Module):
+    """Map a noisy image and a clock to a prediction of its size (DDPM, Ho et al. 2020, app. B).
+
+    Each stage of the encoder leaves its output as a skip that one stage of the decoder reads.
+    """
+
+    def __init__(self, config: UNetConfig = DDPM, *, generator: Generator) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.encoder = Encoder(config)
+            self.decoder = nn.ModuleList()
+            h, skips = config.levels[-1][0], config.skips
+            for level, (width, side) in reversed(list(enumerate(config.levels))):
+                for _ in range(config.depth + 1):
+                    self.decoder.append(_stage(h + skips.pop(), width, side, config))
+                    h = width
+                if level > 0:
+                    self.decoder[-1].append(_up(width, 4 * config.channels, config))
+            self.last = nn.Sequential(
+                group_norm(h), nn.SiLU(), nn.Conv2d(h, config.out_channels, 3, padding=1)
+            )
+        initialise_unet(self, generator)
+        nn.init.zeros_(self.last[-1].weight)
+
     def decode(self, features: Sequence[Tensor], emb: Tensor, cond: Any = None) -> Tensor:
-        """Return the prediction, (B, out_channels, H, W), from what `encode` returned."""
+        """Return the prediction, (B, out_channels, H, W), from what the encoder returned."""
         *skips, h = features
         for stage in self.decoder:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb, cond)
@@ -232,12 +252,8 @@ class UNet(nn.Module):
 
         `control` is added to the skips and the middle (ControlNet, Zhang et al. 2023, section 3).
         """
-        side = self.config.side
-        if xt.shape[1:] != (self.config.in_channels, side, side):
-            wanted = f"(B, {self.config.in_channels}, {side}, {side})"
-            raise ValueError(f"xt has shape {tuple(xt.shape)}: this net takes {wanted}")
-        emb = self.embed(clock, cond)
-        features = self.encode(xt, emb, cond)
+        emb = self.encoder.embed(clock, cond)
+        features = self.encoder(xt, emb, cond)
         if control is not None:
             features = [x + c for x, c in zip(features, control, strict=True)]
         return self.decode(features, emb, cond)
@@ -246,6 +262,13 @@ class UNet(nn.Module):
 def group_norm(width: int) -> nn.GroupNorm:
     """Return a norm of 32 groups, or of as many as divide a narrower width (Wu & He 2018)."""
     return nn.GroupNorm(math.gcd(32, width), width, eps=1e-6)
+
+
+def _stage(before: int, after: int, side: int, config: UNetConfig) -> Stage:
+    block = ResidualBlock(before, after, 4 * config.channels, config)
+    return (
+        Stage(block, AttentionBlock(after, config)) if side in config.attention else Stage(block)
+    )
 
 
 def _down(width: int, emb: int, config: UNetConfig) -> nn.Module:
@@ -260,13 +283,14 @@ def _up(width: int, emb: int, config: UNetConfig) -> nn.Module:
     return ResidualBlock(width, width, emb, config, resample=nn.Upsample(scale_factor=2))
 
 
-def _initialise(unet: UNet, generator: Generator) -> None:
+def initialise_unet(net: nn.Module, generator: Generator) -> None:
     """Draw weights uniform on +-sqrt(6 / (fan_in + fan_out)); zero what ends a residual path.
 
-    DDPM's code (Ho et al. 2020), `default_init`, which scales those by 1e-10 instead.
+    DDPM's code (Ho et al. 2020), `default_init`, which scales those by 1e-10 instead. A network
+    built under `torch.device("meta")` is given memory on the generator's device.
     """
-    unet.to_empty(device=generator.device)
-    for module in unet.modules():
+    net.to_empty(device=generator.device)
+    for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
             nn.init.zeros_(module.bias)
@@ -274,9 +298,8 @@ def _initialise(unet: UNet, generator: Generator) -> None:
             module.reset_parameters()
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, generator=generator)
-    for module in unet.modules():
+    for module in net.modules():
         if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.conv2.weight)
         elif isinstance(module, Attention):
             nn.init.zeros_(module.out.weight)
-    nn.init.zeros_(unet.last[-1].weight)

@@ -1,0 +1,129 @@
+"""What every recipe shares: its settings, and the files that a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tutorial_lib.cifar10 import to_pixels
+from tutorial_lib.train import TrainConfig
+
+RESULTS = Path("results")
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Fix how long a run trains, on what and where.
+
+    `images` and `test_images` limit the data; `source` is where CIFAR-10 lies, as for `cifar10`.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    images: int = 50_000
+    test_images: int = 10_000
+    seed: int = 0
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    source: str | None = None
+    out: str | None = None
+    checkpoint: bool = False
+
+    def schedule(self, **others: Any) -> TrainConfig:
+        """Return how `train` is to run: a warm-up of at most 500 steps, clipped gradients."""
+        warmup = min(500, self.steps // 10)
+        shared = {"warmup": warmup, "grad_clip": 1.0, "seed": self.seed}
+        return TrainConfig(self.steps, self.batch_size, self.learning_rate, **shared | others)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Describe a run to someone who must decide whether to start it.
+
+    `full` is the run on record, `small` shows the same on a CPU (None where that shows nothing),
+    `tiny` only that the code runs. `headline` says in a few words what metrics.json found.
+    """
+
+    about: str
+    paper: str
+    cost: str
+    run: Callable[[str, Any, Path], Metrics]
+    headline: Callable[[Metrics], str]
+    full: RunConfig
+    small: RunConfig | None
+    tiny: RunConfig
+
+    def folder(self, name: str, config: RunConfig) -> Path:
+        """Return where a run leaves its files: only the recorded run may replace its record."""
+        if config.out is not None:
+            return Path(config.out)
+        same = replace(config, device=self.full.device, source=None, checkpoint=False)
+        return (RESULTS if same == self.full else Path("runs")) / name
+
+
+def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Metrics:
+    """Write and return metrics.json: what was found, with settings, machine and commit."""
+    metrics = {
+        "recipe": name,
+        **found,
+        "images_seen": config.steps * config.batch_size,
+        "config": asdict(config) | {"source": None, "out": None},
+        **_where(config.device),
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def write_log(out: Path, losses: Tensor) -> None:
+    """Write the mean training loss of every hundredth of the run, in JSON lines."""
+    every = max(1, len(losses) // 100)
+    lines = [
+        json.dumps({"step": min((k + 1) * every, len(losses)), "loss": round(mean, 4)})
+        for k, mean in enumerate(chunk.mean().item() for chunk in losses.split(every))
+    ]
+    (out / "log.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def sheet(x: Tensor, nrow: int) -> Image.Image:
+    """Tile images (N, 3, H, W) in [-1, 1], `nrow` in a row."""
+    tiles = to_pixels(x).cpu().permute(0, 2, 3, 1)
+    rows = [torch.cat(list(row), dim=1) for row in tiles.split(nrow)]
+    return Image.fromarray(torch.cat(rows, dim=0).numpy())
+
+
+def require_device(device: str) -> None:
+    """Raise ValueError unless tensors can be made on `device`."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+        raise ValueError(f"there is no device {device!r} here: choose cpu") from error
+
+
+def _where(device: str) -> dict[str, str]:
+    gpu = device.startswith("cuda")
+    return {
+        "device": torch.cuda.get_device_name(device)
+        if gpu
+        else f"{device.upper()} ({platform.machine()})",
+        "torch": torch.__version__,
+        "commit": os.environ.get("COURSE_COMMIT") or _commit(),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not run from a checkout"
