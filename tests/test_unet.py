@@ -148,21 +148,24 @@ def poured(ours, config):
     return theirs
 
 
+WIDE = replace(SMALL, channels=128, head_width=64)  # diffusers has 32 groups at every width
+
+
 @pytest.mark.parametrize(("clock", "tolerance"), [(0.0, 1e-11), (250.0, 1e-5)])
 def test_it_is_diffusers_network(clock, tolerance):
     """To 11 digits, but for the sines of the clock, which diffusers takes in float32."""
-    net = randomised(SMALL)
-    xt, _, _ = inputs(SMALL)
+    net = randomised(WIDE)
+    xt, _, _ = inputs(WIDE)
     clock = torch.full((3,), clock, dtype=torch.float64)
     with torch.no_grad():
-        mine, other = net(xt, clock), poured(net, SMALL)(xt, clock).sample
+        mine, other = net(xt, clock), poured(net, WIDE)(xt, clock).sample
     assert (mine - other).abs().max() < tolerance * mine.abs().max()
 
 
 def test_diffusers_network_would_notice_a_missing_skip_order():
-    net = randomised(SMALL)
-    xt, clock, _ = inputs(SMALL)
-    other = poured(net, SMALL)
+    net = randomised(WIDE)
+    xt, clock, _ = inputs(WIDE)
+    other = poured(net, WIDE)
     emb = net.encoder.embed(clock)
     with torch.no_grad():
         first, second, *rest = net.encoder(xt, emb)
@@ -204,6 +207,16 @@ def test_fast_norm_and_upsampling_alone():
     expected = up(x, None)
     up.__class__ = ExpandingUpsample
     assert (up(x, None) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("config", [DDPM, IDDPM, ADM, SMALL, WIDE])
+def test_time_survives_the_norms(config):
+    """A shift of each channel is lost where a channel is normalised alone."""
+    with mock.patch.object(unet, "initialise_unet"):
+        net = UNet(config, generator=None)
+    norms = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    assert all(n.num_channels // n.num_groups >= 4 for n in norms)
+    assert {n.num_groups for n in norms} == {32} or config is SMALL
 
 
 # What each input does

@@ -1,6 +1,5 @@
 """The U-Net of the image track: DDPM's as it stands, IDDPM's and ADM's by a few options."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -260,8 +259,14 @@ class UNet(nn.Module):
 
 
 def group_norm(width: int) -> nn.GroupNorm:
-    """Return a norm of 32 groups, or of as many as divide a narrower width (Wu & He 2018)."""
-    return nn.GroupNorm(math.gcd(32, width), width, eps=1e-6)
+    """Return a norm of 32 groups, or fewer in a narrow network (Wu & He 2018).
+
+    A group has 4 channels at least: alone, a channel would lose all that time adds to it.
+    """
+    groups = next(
+        g for g in (32, 16, 8, 4, 2, 1) if width % g == 0 and (width // g >= 4 or g == 1)
+    )
+    return nn.GroupNorm(groups, width, eps=1e-6)
 
 
 def _stage(before: int, after: int, side: int, config: UNetConfig) -> Stage:

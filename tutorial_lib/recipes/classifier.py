@@ -38,7 +38,7 @@ class ClassifierRun(RunConfig):
 
     network: UNetConfig = field(default=NETWORK)
     noisy: bool = False
-    steps: int = 40_000
+    steps: int = 24_000
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
