@@ -14,7 +14,7 @@ from tutorial_lib import recipes
 from tutorial_lib.cifar10 import Images
 from tutorial_lib.networks.classifier import ImageClassifier
 from tutorial_lib.recipes import TINY_TRUNK, classifier
-from tutorial_lib.recipes.classifier import NETWORK, PROBED, ClassifierRun, measure, shifted
+from tutorial_lib.recipes.classifier import NETWORK, PROBED, ClassifierRun, kept, measure, shifted
 
 
 def moved(image, down, right, flip):
@@ -53,6 +53,19 @@ def test_images_are_shifted_and_flipped_one_by_one():
 )
 def test_wrong_shifts_are_seen(wrong):
     assert not is_shifted(wrong)
+
+
+def test_cutout_hides_one_square_of_each_image():
+    x = torch.ones(3000, 3, 32, 32)
+    masks = kept(x, 12, generator(4))[:, 0]
+    hidden = (1 - masks).sum((1, 2))
+    for mask in masks[:50]:
+        rows, columns = ((mask == 0).any(1 - axis).nonzero().flatten() for axis in (0, 1))
+        assert len(rows) * len(columns) == (mask == 0).sum()  # a rectangle
+        assert len(rows) <= 12 and len(columns) <= 12
+    side = 12 - 2 * 6 * 6 / 32 / 2  # 12, less what falls outside on average: 6^2 / 32 in all
+    assert float(hidden.mean()) == pytest.approx(side**2, rel=0.02)
+    assert float(masks.mean(0).std()) < 0.1  # everywhere
 
 
 def test_two_images_do_not_mix():

@@ -25,6 +25,7 @@ NETWORK = UNetConfig(
     multipliers=(1, 2, 4),
     attention=(8,),
     head_width=32,
+    dropout=0.2,
     clock_scale=250.0,
 )
 
@@ -38,10 +39,11 @@ class ClassifierRun(RunConfig):
 
     network: UNetConfig = field(default=NETWORK)
     noisy: bool = False
-    steps: int = 24_000
+    steps: int = 40_000
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    cutout: int = 12  # side of the square that is hidden of each clean training image
     graph: bool = False
 
 
@@ -88,7 +90,9 @@ def _objective(config: ClassifierRun) -> object:
     ) -> Tensor:
         pixels, labels = batch
         x, clock = to_floats(shifted(pixels, generator)), None
-        if config.noisy:
+        if not config.noisy:
+            x = x * kept(x, config.cutout, generator)
+        else:
             steps = torch.randint(N_STEPS + 1, labels.shape, generator=generator, device=x.device)
             eps = torch.randn(x.shape, generator=generator, device=x.device)
             t = steps.double() / N_STEPS
@@ -116,6 +120,22 @@ def shifted(pixels: Tensor, generator: Generator) -> Tensor:
     index = rows[:, :, None] * side + columns[:, None, :]  # (n, side, side)
     flat = index.flatten(1)[:, None].expand(-1, pixels.shape[1], -1)
     return pixels.flatten(2).gather(2, flat).view_as(pixels)
+
+
+def kept(x: Tensor, side: int, generator: Generator) -> Tensor:
+    """Return a mask of each image (B, 1, H, W) that is 0 in a square (DeVries & Taylor 2017).
+
+    The square's centre is uniform on the image, so that part of it may fall outside.
+    """
+    height, width = x.shape[2:]
+    shape = (2, len(x), 1)
+    centre = torch.rand(shape, generator=generator, device=x.device)
+    inside = []
+    for place, length in zip(centre, (height, width), strict=True):
+        line = torch.arange(length, device=x.device) + 0.5
+        inside.append((line - place * length).abs() < side / 2)
+    hole = inside[0][:, :, None] & inside[1][:, None, :]
+    return (~hole)[:, None].to(x.dtype)
 
 
 def _mirrored(index: Tensor, side: int) -> Tensor:
