@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/benchmark_unet"))
     given = parser.parse_args()
     torch.backends.cudnn.benchmark = True
+    given.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for batch in given.batch:
         for name in given.only:
@@ -136,13 +137,17 @@ def main() -> None:
             took = time.perf_counter() - started
             print(f"{batch:5}  {name:28}{speed:8.0f} images/s  {tflops:5.0f} TFLOP/s  "
                   f"loss {loss:.1f}  ({took:.0f} s)", flush=True)  # fmt: skip
+            write(rows, given.out)
+
+
+def write(rows: list[dict], out: Path) -> None:
+    """Write what is known so far: a lease may end before the table does."""
     record = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "training": rows,
     }
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
