@@ -158,6 +158,11 @@ def test_masses_have_gradients_everywhere():
     assert bool(mean.grad.isfinite().all()) and bool(variance.grad.isfinite().all())
 
 
+def test_a_decoder_without_variance_is_refused():
+    with pytest.raises(ValueError, match="step to s = 0 has variance 0"):
+        pixel_decoder(beta_tilde)(prediction(DDPM, 0.0, 1 / T), DDPM, 1 / T)
+
+
 # The loss
 
 

@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 import truths
 from scipy.stats import norm
+from truths import normal, variants
 
 from tutorial_lib import metrics
 from tutorial_lib.data import overlap3, std8
@@ -287,3 +288,40 @@ def test_bits_per_dim_of_the_uniform_law_on_bytes():
     assert metrics.bits_per_dim(3072 * math.log(256), 3072) == pytest.approx(8, rel=1e-15)
     nats = torch.tensor([3.0 * math.log(2), 0.0])
     torch.testing.assert_close(metrics.bits_per_dim(nats, 3), torch.tensor([1.0, 0.0]))
+
+
+# Precision and recall
+
+
+def counted_by_hand(real, made, k):
+    """Precision by loops over pairs, as the paper's equations read."""
+    hits = 0
+    for x in made:
+        for i, y in enumerate(real):
+            others = sorted(float((y - z).norm()) for j, z in enumerate(real) if j != i)
+            if float((x - y).norm()) <= others[k - 1]:
+                hits += 1
+                break
+    return hits / len(made)
+
+
+def is_precision_recall(measure):
+    real, made = normal(60, 2, seed=1), 0.5 * normal(50, 2, seed=2) + 0.8
+    want = (counted_by_hand(real, made, 3), counted_by_hand(made, real, 3))
+    assert 0.05 < want[1] < want[0] < 1  # narrow samples: precise, and without recall
+    return measure(real, made) == pytest.approx(want, abs=1e-9)
+
+
+def test_precision_and_recall_by_hand():
+    assert is_precision_recall(metrics.precision_recall)
+    same = normal(100, 5)
+    assert metrics.precision_recall(same, same) == (1.0, 1.0)
+    assert metrics.precision_recall(same, same + 100) == (0.0, 0.0)
+
+
+@variants(
+    swapped=lambda real, made: metrics.precision_recall(made, real),
+    **{"itself counted as neighbour": lambda real, made: metrics.precision_recall(real, made, 2)},
+)
+def test_wrong_precision_is_seen(wrong):
+    assert not is_precision_recall(wrong)

@@ -41,10 +41,16 @@ def pixel_decoder(variance: Variance) -> Decoder:
     """Return the decoder of 8-bit pixels, the last step's Gaussian cut into bins.
 
     DDPM (Ho et al. 2020), eq. 13: the mean is x0_hat, the variance that of the step from t to 0.
+    A ValueError where that is 0, as beta_tilde is.
     """
 
     def decode(prediction: Prediction, schedule: Schedule, t: Time) -> DiscretisedGaussian:
-        return DiscretisedGaussian(prediction.x0, variance(prediction, schedule, 0.0, t))
+        last = variance(prediction, schedule, 0.0, t)
+        if last.device.type == "cpu" and not bool((last > 0).all()):
+            raise ValueError(
+                "the step to s = 0 has variance 0: its decoder needs another, as beta"
+            )
+        return DiscretisedGaussian(prediction.x0, last)
 
     return decode
 

@@ -157,6 +157,31 @@ def frechet_distance_of_samples(x: Tensor, y: Tensor) -> float:
     return frechet_distance(x.mean(0), torch.cov(x.T), y.mean(0), torch.cov(y.T))
 
 
+def precision_recall(real: Tensor, made: Tensor, k: int = 3) -> tuple[float, float]:
+    """Return how many of `made` (m, D) look real, and how much of `real` (n, D) is made.
+
+    Kynkaanniemi et al. (2019), eq. 1-2: a point counts where it lies within the ball around some
+    point of the other set that reaches to that point's k-th nearest neighbour in its own set.
+    """
+    real, made = real.float(), made.float()
+    return _covered(made, real, k), _covered(real, made, k)
+
+
+def _covered(x: Tensor, by: Tensor, k: int) -> float:
+    """Return the share of `x` that lies within the k-nearest-neighbour balls of `by`."""
+    # the point itself is the first of its neighbours
+    radii = torch.cat(
+        [
+            torch.cdist(rows, by, compute_mode=_EXACT).kthvalue(k + 1).values
+            for rows in by.split(1024)
+        ]
+    )
+    inside = [
+        (torch.cdist(rows, by, compute_mode=_EXACT) <= radii).any(1) for rows in x.split(1024)
+    ]
+    return float(torch.cat(inside).double().mean())
+
+
 def mode_shares(x: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the mean of p(component | x) over points (n, D), shape (K,).
 

@@ -18,11 +18,14 @@ import torch
 from tutorial_lib.autoencoder import Stage
 from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.cifar10 import DataError
-from tutorial_lib.networks.unet import UNetConfig
-from tutorial_lib.recipes import classifier, image_vae, record
+from tutorial_lib.denoiser import step_clock
+from tutorial_lib.networks.unet import DDPM, UNetConfig
+from tutorial_lib.recipes import classifier, diffusion, image_vae, record
 from tutorial_lib.recipes.classifier import ClassifierRun
+from tutorial_lib.recipes.diffusion import DiffusionRun
 from tutorial_lib.recipes.image_vae import ImageVAERun
 from tutorial_lib.recipes.record import Metrics, Recipe
+from tutorial_lib.schedule import DiscreteVP
 from tutorial_lib.train import TrainingDiverged
 
 FAULTS = (
@@ -42,6 +45,22 @@ SMALL = {
 }
 TINY = {"steps": 20, "batch_size": 16, "images": 64, "test_images": 32, "device": "cpu"}
 TINY_TRUNK = UNetConfig(channels=8, multipliers=(1, 2), depth=1, attention=(), clock_scale=250.0)
+
+# 7.3 M weights: 14.6 MB in bfloat16. Its null label is the unconditional model.
+COURSE_NETWORK = UNetConfig(
+    channels=64,
+    multipliers=(1, 2, 2),
+    attention=(16, 8),
+    head_width=64,
+    out_channels=6,
+    adaptive_norm=True,
+    n_classes=10,
+    clock_scale=250.0,
+)
+TINY_NETWORK = replace(
+    COURSE_NETWORK, channels=8, multipliers=(1, 2), depth=1, attention=(), head_width=None
+)
+TINY_CHAIN = {"n_steps": 10, "sample_steps": 5, "samples": 20, "bound_images": 8}
 
 RECIPES = {
     "cifar10_vae": Recipe(
@@ -85,6 +104,41 @@ RECIPES = {
         ClassifierRun(noisy=True, graph=True),
         None,
         ClassifierRun(network=TINY_TRUNK, noisy=True, **TINY),
+    ),
+    "cifar10_ddpm": Recipe(
+        "DDPM as published: 35.7 M weights, linear schedule, L_simple",
+        "Ho, Jain & Abbeel 2020",
+        "about 25 minutes on an H200 (an estimate)",
+        diffusion.run_diffusion,
+        diffusion.headline,
+        DiffusionRun(
+            network=DDPM,
+            chain=DiscreteVP.linear,
+            clock=step_clock,
+            steps=30_000,
+            batch_size=512,
+            learning_rate=4e-4,
+            graph=True,
+        ),
+        None,
+        DiffusionRun(
+            network=replace(TINY_NETWORK, out_channels=3, n_classes=0),
+            chain=DiscreteVP.linear,
+            **TINY,
+            **TINY_CHAIN,
+        ),
+    ),
+    "cifar10_course": Recipe(
+        "The course network: class-conditional with a null label, learned variance, cosine chain",
+        "Nichol & Dhariwal 2021; Ho & Salimans 2022",
+        "about 25 minutes on an H200 (an estimate)",
+        diffusion.run_diffusion,
+        diffusion.headline,
+        DiffusionRun(
+            network=COURSE_NETWORK, steps=50_000, batch_size=512, learning_rate=1e-3, graph=True
+        ),
+        None,
+        DiffusionRun(network=TINY_NETWORK, **TINY, **TINY_CHAIN),
     ),
 }
 

@@ -81,8 +81,9 @@ def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Me
         "config": asdict(config) | {"source": None, "out": None},
         **_where(config.device),
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return metrics
+    text = json.dumps(metrics, indent=2, default=lambda value: value.__qualname__)
+    (out / "metrics.json").write_text(text + "\n")
+    return json.loads(text)
 
 
 def write_log(out: Path, losses: Tensor) -> None:

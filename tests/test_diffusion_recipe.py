@@ -1,0 +1,180 @@
+"""The diffusion recipes, tiny and on invented images, and how their samples are judged. 20 s."""
+
+import json
+import math
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from truths import generator
+
+from tutorial_lib import recipes
+from tutorial_lib.cifar10 import Images
+from tutorial_lib.denoiser import Prediction
+from tutorial_lib.gaussian import DiscretisedGaussian
+from tutorial_lib.networks.unet import UNet
+from tutorial_lib.recipes import diffusion, judge
+from tutorial_lib.recipes.diffusion import bound, denoiser, draw, objective
+from tutorial_lib.samplers import beta, learned_range
+from tutorial_lib.schedule import DiscreteVP
+
+COURSE = recipes.RECIPES["cifar10_course"]
+DDPM = recipes.RECIPES["cifar10_ddpm"]
+
+
+def invented(split, *, source=None, limit=None):
+    """Flat images whose colour is their class, and a little noise."""
+    labels = torch.arange(limit) % 10
+    noise = torch.randint(8, (limit, 3, 32, 32), generator=generator(len(split)))
+    pixels = (25 * labels[:, None, None, None] + noise).to(torch.uint8)
+    return Images(pixels, labels, tuple("abcdefghij"), "colours")
+
+
+@pytest.fixture
+def no_classifier(monkeypatch, tmp_path):
+    monkeypatch.setattr(diffusion, "cifar10", invented)
+    monkeypatch.setattr(judge, "WEIGHTS", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["cifar10_ddpm", "cifar10_course"])
+def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
+    metrics = recipes.run(name, tiny=True, out=str(tmp_path), steps=40, learning_rate=3e-3)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    parts = metrics["prior"] + metrics["steps"] + metrics["reconstruction"]
+    assert metrics["bits_per_dim"] == pytest.approx(parts, abs=3e-4)
+    assert metrics["config"]["chain"].startswith("DiscreteVP.")
+    assert "fd_classifier" not in metrics
+    log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(log[-10:]) < 0.9 * sum(log[:10])
+    assert Image.open(tmp_path / "samples.png").size == (20 * 32, 32)
+    net = UNet(recipes.RECIPES[name].tiny.network, generator=generator())
+    net.load_state_dict(safetensors.torch.load_file(tmp_path / "weights.safetensors"))
+
+
+def test_the_published_network_and_the_courses():
+    assert DDPM.full.network.out_channels == 3 and DDPM.full.variance is beta
+    assert COURSE.full.variance is learned_range
+    with mock.patch("tutorial_lib.networks.unet.initialise_unet"):
+        net = UNet(COURSE.full.network, generator=None)
+    weights = sum(p.numel() for p in net.parameters())
+    assert 14e6 < 2 * weights < 15e6  # bytes in bfloat16
+
+
+def trained_net(config):
+    net = UNet(config.network, generator=generator(1))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(2)))
+    return net.eval()
+
+
+def test_labels_are_dropped_with_their_probability():
+    net, data = trained_net(COURSE.tiny), invented("train", limit=40)
+    other = (data.labels + 3) % 10
+
+    def costs(unlabelled, labels):
+        cost = objective(replace(COURSE.tiny, unlabelled=unlabelled))
+        with torch.no_grad():
+            return cost(net, (data.pixels, labels), generator(4))
+
+    assert torch.equal(costs(1.0, data.labels), costs(1.0, other))
+    assert (costs(0.0, data.labels) != costs(0.0, other)).all()
+    some = (costs(0.5, data.labels) != costs(0.5, other)).sum()
+    assert 8 < int(some) < 32
+
+
+def test_the_loss_is_a_mean_over_dimensions_of_the_noise():
+    """A network that answers zero owes the noise itself, 1 for every dimension."""
+    config = DDPM.tiny
+    net = UNet(config.network, generator=generator())  # zero as it starts
+    data = invented("train", limit=64)
+    with torch.no_grad():
+        cost = objective(config)(net, (data.pixels, data.labels), generator(5))
+    assert cost.shape == (64,) and float(cost.mean()) == pytest.approx(1, abs=0.02)
+
+
+class Truth:
+    """The exact denoiser of images whose dimensions are N(0, 0.3^2)."""
+
+    def __init__(self, config):
+        self.schedule = config.chain(config.n_steps)
+
+    def __call__(self, xt, t, cond=None):
+        level = self.schedule.at(t, like=xt)
+        spread = level.alpha**2 * 0.09 + level.sigma**2
+        return Prediction.from_x0(xt, level, level.alpha * 0.09 / spread * xt)
+
+
+def test_the_bound_of_a_known_model_is_near_its_entropy():
+    config = replace(DDPM.tiny, n_steps=200, bound_images=40, chain=DiscreteVP.linear)
+    x = 0.3 * torch.randn(40, 3, 32, 32, generator=generator(6))
+    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    data = Images(pixels, torch.zeros(40).long(), ("a",), "noise")
+    found = bound(Truth(config), data, config)
+    real = pixels.double() / 127.5 - 1
+    entropy = -DiscretisedGaussian(torch.zeros_like(real), 0.09).log_prob(real).mean()
+    gap = found["bits_per_dim"] - float(entropy) / (3072 * math.log(2))
+    assert 0 < gap < 0.5  # what beta wastes in 200 steps
+
+
+def test_samples_of_a_known_model_have_its_spread():
+    config = replace(DDPM.tiny, n_steps=200, sample_steps=100, samples=40)
+    pixels, labels = draw(Truth(config), config)
+    spread = float((pixels.double() / 127.5 - 1).std())
+    assert spread == pytest.approx(0.3, rel=0.05)
+    assert labels.tolist() == [0] * 40
+
+
+def test_every_class_is_drawn_alike():
+    config = replace(COURSE.tiny, samples=30)
+    pixels, labels = draw(denoiser(trained_net(config), config), config)
+    assert pixels.shape == (30, 3, 32, 32) and pixels.dtype == torch.uint8
+    assert torch.bincount(labels).tolist() == [3] * 10
+
+
+class Colours(torch.nn.Module):
+    """Features that are mean colours, and a head that knows them."""
+
+    def features(self, x):
+        mean = (x.mean((2, 3)) + 1) * 127.5
+        return torch.cat([mean, mean.square() / 255], dim=1)
+
+    def head(self, seen):
+        return -((seen[:, :1] - 25 * torch.arange(10) - 3.5).abs())
+
+
+def test_scores_tell_good_samples_from_bad():
+    real, fresh = invented("train", limit=400), invented("tests", limit=400)
+    bad = torch.randint(256, (400, 3, 32, 32), generator=generator(7)).to(torch.uint8)
+    good = judge.scores(Colours(), fresh.pixels, real.pixels, fresh.labels)
+    assert good["accuracy"] == 1.0 and good["samples"] == good["reference_images"] == 400
+    worse = judge.scores(Colours(), bad, real.pixels, fresh.labels)
+    assert worse["fd_classifier"] > 100 * good["fd_classifier"]
+    assert worse["accuracy"] < 0.3 and worse["recall"] < good["recall"]
+    one_class = fresh.pixels[fresh.labels == 2].repeat(10, 1, 1, 1)
+    narrow = judge.scores(Colours(), one_class, real.pixels, None)
+    assert narrow["precision"] > 0.9 and narrow["recall"] < 0.3 and "accuracy" not in narrow
+
+
+def test_a_run_is_judged_where_the_classifier_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(diffusion, "cifar10", invented)
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    monkeypatch.setattr(judge, "WEIGHTS", weights)
+    monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
+    metrics = recipes.run("cifar10_course", tiny=True, out=str(tmp_path / "run"))
+    assert metrics["floor"]["fd_classifier"] < metrics["fd_classifier"]
+    assert 0 <= metrics["accuracy"] <= 1 and "accuracy" not in metrics["floor"]
+
+
+def test_the_recorded_classifier_loads():
+    net = judge.load_classifier()
+    record = json.loads((judge.WEIGHTS.parent / "metrics.json").read_text())
+    assert record["accuracy"]["0.0"] >= 0.9
+    blank = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert judge.features(net, blank).shape == (2, 128)
+    with pytest.raises(FileNotFoundError, match="run the recipe cifar10_classifier first"):
+        judge.load_classifier(judge.WEIGHTS.with_name("absent"))
