@@ -26,7 +26,17 @@ FLOORS = (
     ("denoiser",),
     ("likelihood", "losses", "samplers", "solvers", "guidance"),
     ("latent", "cascade", "unclip", "dreambooth"),
-    ("download", "cifar10", "data", "metrics", "checkpoints", "interrupts", "train", "recipes"),
+    (
+        "download",
+        "cifar10",
+        "data",
+        "metrics",
+        "checkpoints",
+        "interrupts",
+        "recorded",
+        "train",
+        "recipes",
+    ),
     ("plotting", "exercises", "checks", "widgets"),
 )
 SYSTEMS, NOTEBOOKS_ONLY = 3, 5  # from floor 3 up networks are in sight; floor 5 may draw
@@ -125,6 +135,7 @@ BANNED_CALLS = re.compile(
     r"torch\.(load|save|seed|manual_seed|default_generator|random\.\w+|cuda\.manual_seed\w*)"
     r"|(numpy\.random|random|pickle|dill|joblib)\.\w+"
 )
+BORROWER = "borrowed.py"  # what dropout draws from is global: this module lends and restores it
 ADMITTED = {"pickle.UnpicklingError"}  # and pickle.Unpickler as the base of one with find_class
 DRAWS = re.compile(
     r"(torch\.|.*\.)?(rand|randn|randint|randperm|normal|bernoulli|multinomial|poisson)"
@@ -196,7 +207,9 @@ def draw_breaches(call: ast.Call, aliases: dict[str, str]) -> Iterator[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(LIBRARY)))
 def test_a_module_keeps_the_rules(path):
     name, source = str(path.relative_to(LIBRARY)), SOURCES[path]
-    found = [*size_breaches(name, source), *banned_breaches(name, source)]
+    found = [*size_breaches(name, source)]
+    if name != BORROWER:
+        found += banned_breaches(name, source)
     if path != LIBRARY / "__init__.py":
         found += [*floor_breaches(unit(path), source), *stranger_breaches(unit(path), source)]
     assert not found, "\n".join(found)

@@ -339,6 +339,31 @@ def test_exact_resume_needs_everything_that_is_saved(tmp_path, monkeypatch, forg
     assert not same(run(), run(checkpoint=path))
 
 
+class Dropping(nn.Module):
+    """A network whose every step draws from the default generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, xt, clock, cond=None):
+        return self.dropout(self.net(xt, clock, cond))
+
+
+def test_dropout_is_the_same_after_a_resume_and_leaves_no_trace(tmp_path):
+    path, before = tmp_path / "run.safetensors", torch.get_rng_state()
+    whole = run(net=Dropping())
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(At(31, crash), net=Dropping(), checkpoint=path)
+    torch.rand(3)  # the second session finds the default generator elsewhere
+    torch.set_rng_state(before)
+    assert same(whole, run(net=Dropping(), checkpoint=path))
+    assert torch.equal(torch.get_rng_state(), before)
+    other = run(net=Dropping(), config=replace(SHORT, seed=1))
+    assert not same(whole, other)
+
+
 def test_exact_resume_needs_the_generator(tmp_path, monkeypatch):
     path, complete = tmp_path / "run.safetensors", train._Run.restore
 

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,9 +20,10 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from tutorial_lib import checkpoints
+from tutorial_lib import borrowed, checkpoints
 from tutorial_lib.checkpoints import CheckpointError, bytes_of, described
 from tutorial_lib.interrupts import held_interrupts
+from tutorial_lib.recorded import WARM_UP, RecordedStep, own_stream
 
 Data = Tensor | tuple[Tensor, ...]
 Objective = Callable[[nn.Module, Data, Generator], Tensor]
@@ -38,11 +38,10 @@ class TrainingDiverged(RuntimeError):
 class TrainConfig:
     """Fix everything about a run but its network, its data and its loss.
 
-    Adam (Kingma & Ba 2015) with decoupled `weight_decay`. The rate rises over `warmup` steps, then
-    falls to `final_rate` (1 for a constant) times its peak by half a cosine (Loshchilov & Hutter
-    2017, eq. 5). Gradients are clipped to the norm `grad_clip`, if given. On a GPU, `graph`
-    records a step once, as a CUDA graph, and replays it; the objective must then not look at the
-    values of its tensors.
+    Adam (Kingma & Ba 2015). The rate rises over `warmup` steps, then falls to `final_rate` (1
+    for a constant) times its peak by half a cosine (Loshchilov & Hutter 2017, eq. 5). Gradients
+    are clipped to the norm `grad_clip`, if given. On a GPU, `graph` records a step once, as a
+    CUDA graph, and replays it; the objective must then not look at the values of its tensors.
     """
 
     steps: int
@@ -52,7 +51,6 @@ class TrainConfig:
     final_rate: float = 0.0
     ema_decay: float = 0.999
     grad_clip: float | None = None
-    weight_decay: float = 0.0
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 1000
@@ -133,7 +131,9 @@ def train(
     nbval), CI or TQDM_DISABLE is in the environment.
     """
     device = next(module.parameters()).device
-    with held_interrupts() as interrupts, _own_stream(device, config.graph):
+    borrowed_for_dropout = borrowed.default_generator(device, config.seed)
+    stream = own_stream(device, config.graph)
+    with held_interrupts() as interrupts, stream, borrowed_for_dropout:
         run = _Run(module, data, config)
         store = _Checkpoint(Path(checkpoint)) if checkpoint is not None else None
         if store and store.path.exists():
@@ -186,10 +186,11 @@ class _Run:
         self.rate = torch.tensor(config.learning_rate, device=self.device)
         rate = self.rate if config.graph else config.learning_rate
         self.optimiser = torch.optim.Adam(self.weights, rate, fused=True, capturable=config.graph)
-        self.recorded: _Recorded | None = None
+        self.recorded: RecordedStep | None = None
         self.generator = Generator(self.device).manual_seed(config.seed)
         self.losses = torch.zeros(config.steps, device=self.device)
         self.step, self.checked, self.started = 0, 0, time.perf_counter()
+        self.taken = 0  # steps of this session
 
     def advance(self, objective: Objective) -> None:
         """Take one step, without waiting for the device."""
@@ -198,9 +199,10 @@ class _Run:
             self.rate.fill_(rate)
         else:
             self.optimiser.param_groups[0]["lr"] = rate
-        if self.config.graph and self.recorded is None and self.step - self.checked > _WARM_UP:
-            self.recorded = _Recorded(self, objective)
+        if self.config.graph and self.recorded is None and self.taken > WARM_UP:
+            self.recorded = RecordedStep(lambda: self.descend(objective), self.generator)
         loss = self.recorded.replay() if self.recorded else self.descend(objective)
+        self.taken += 1
         self.losses[self.step] = loss
         share = 1 - self.config.decay_at(self.step)
         with torch.no_grad():
@@ -264,6 +266,7 @@ class _Run:
     def restore(self, saved: dict[str, Tensor], step: int, seconds: float) -> None:
         """Become the run that wrote `saved`, after its `step` steps."""
         self.generator.set_state(saved["generator"])
+        borrowed.set_state(self.device, saved["dropout"])
         for name, x in saved.items():
             if name.startswith("adam."):
                 _, i, key = name.split(".")
@@ -287,29 +290,6 @@ class _Run:
         return {key: str(value) for key, value in same.items()}
 
 
-_WARM_UP = 11  # steps before one is recorded: compilers and allocators have settled
-
-
-class _Recorded:
-    """Hold a step as one CUDA graph, whose replay draws new batches and noise."""
-
-    def __init__(self, run: _Run, objective: Objective) -> None:
-        self.graph = torch.cuda.CUDAGraph()
-        self.graph.register_generator_state(run.generator)
-        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
-            self.loss = run.descend(objective)
-
-    def replay(self) -> Tensor:
-        """Take the step again, and return its loss (overwritten by the next)."""
-        self.graph.replay()
-        return self.loss
-
-
-def _own_stream(device: torch.device, wanted: bool) -> AbstractContextManager[object]:
-    """Return a context on a stream of its own, which recording asks for."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if wanted else nullcontext()
-
-
 @dataclass(frozen=True)
 class _Checkpoint:
     """Keep a run in one file, replaced as a whole or not at all."""
@@ -323,7 +303,8 @@ class _Checkpoint:
             "step": str(run.step),
             "seconds": repr(time.perf_counter() - run.started),
         }
-        tensors = run.tensors() | {"generator": run.generator.get_state()}
+        states = {"generator": run.generator.get_state(), "dropout": borrowed.state(run.device)}
+        tensors = run.tensors() | states
         checkpoints.write(self.path, tensors, metadata, f"after step {run.step}")
 
     def load(self, run: _Run) -> None:

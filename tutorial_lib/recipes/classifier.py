@@ -42,7 +42,6 @@ class ClassifierRun(RunConfig):
     steps: int = 40_000
     batch_size: int = 256
     learning_rate: float = 2e-3
-    weight_decay: float = 0.05
     cutout: int = 12  # side of the square that is hidden of each clean training image
     graph: bool = False
 
@@ -56,7 +55,7 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
     net = net.to(config.device, memory_format=torch.channels_last)
     if config.graph:
         net.compile(dynamic=False)
-    schedule = config.schedule(weight_decay=config.weight_decay, graph=config.graph)
+    schedule = config.schedule(graph=config.graph)
     checkpoint = out / "checkpoint.safetensors" if config.checkpoint else None
     data = (images.pixels, images.labels)
     result = train(net, data, _objective(config), schedule, checkpoint=checkpoint)
