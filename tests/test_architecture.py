@@ -34,6 +34,7 @@ FLOORS = (
         "checkpoints",
         "interrupts",
         "recorded",
+        "borrowed",
         "train",
         "recipes",
     ),
