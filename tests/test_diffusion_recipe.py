@@ -50,6 +50,7 @@ def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert sum(log[-10:]) < 0.9 * sum(log[:10])
     assert Image.open(tmp_path / "samples.png").size == (20 * 32, 32)
+    assert Image.open(tmp_path / "progress.png").size == (20 * 32, 2 * 32)
     net = UNet(recipes.RECIPES[name].tiny.network, generator=generator())
     net.load_state_dict(safetensors.torch.load_file(tmp_path / "weights.safetensors"))
 

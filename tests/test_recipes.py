@@ -21,6 +21,7 @@ from tutorial_lib.autoencoder import image_vae as build_vae
 from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.cifar10 import Images, cifar10, to_pixels
 from tutorial_lib.recipes import classifier, image_vae, record
+from tutorial_lib.train import Progress
 
 REAL = os.environ.get("TUTORIAL_LIB_DATA")
 VARYING = ("seconds",)  # what two equal runs may differ in
@@ -115,6 +116,26 @@ def test_an_interrupted_run_goes_on_where_it_stopped(invented, tmp_path, monkeyp
     assert lasting(tiny(tmp_path / "halves", **settings)) == lasting(whole)
 
 
+def told(step, seconds):
+    return Progress(step, 1.0 / step, seconds, torch.nn.Identity())
+
+
+def test_a_journal_is_written_as_the_run_goes_and_resumes(tmp_path):
+    journal = record.Journal(tmp_path, 32, resumed=False)
+    for step in (10, 20, 30):
+        journal(told(step, step / 5))
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert "images_per_second" not in lines[0] and lines[1]["images_per_second"] == 160
+    again = record.Journal(tmp_path, 32, resumed=True)  # from a checkpoint of step 15
+    again(told(20, 5.0))
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    assert [(line["step"], line["seconds"]) for line in lines] == [(10, 2.0), (20, 5.0)]
+    fresh = record.Journal(tmp_path, 32, resumed=False)
+    fresh(told(10, 1.0))
+    assert len(journal.path.read_text().splitlines()) == 1
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(invented, tmp_path):
     tiny(tmp_path, checkpoint=True)
     with pytest.raises(CheckpointError, match="belongs to another run"):
@@ -169,7 +190,12 @@ def no_room(*_, **__):
         (["--steps", "0"], None, 1, "steps is 0: it must be positive"),
         (["--learning-rate", "1e9"], None, 1, "the loss is .* try a smaller learning_rate"),
         (["--device", "cuda:99"], None, 1, "there is no device 'cuda:99' here: choose cpu"),
-        ([], "write_log", 1, r"files \(No space left on device\): make room, or name a folder"),
+        (
+            [],
+            "write_metrics",
+            1,
+            r"files \(No space left on device\): make room, or name a folder",
+        ),
         ([], "Ctrl-C", 130, "stopped after step 7, not saved"),
     ],
 )

@@ -14,7 +14,7 @@ from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import log_snr_clock
 from tutorial_lib.networks.classifier import ImageClassifier
 from tutorial_lib.networks.unet import UNetConfig
-from tutorial_lib.recipes.record import Metrics, RunConfig, write_log, write_metrics
+from tutorial_lib.recipes.record import Metrics, RunConfig, write_metrics
 from tutorial_lib.schedule import DiscreteVP
 from tutorial_lib.train import train
 
@@ -56,9 +56,9 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
     if config.graph:
         net.compile(dynamic=False)
     schedule = config.schedule(graph=config.graph)
-    checkpoint = out / "checkpoint.safetensors" if config.checkpoint else None
     data = (images.pixels, images.labels)
-    result = train(net, data, _objective(config), schedule, checkpoint=checkpoint)
+    kept, journal = config.checkpoint_in(out), config.journal(out)
+    result = train(net, data, _objective(config), schedule, checkpoint=kept, watch=journal)
     found = {
         "data": images.form,
         **measure(result.ema, unseen, config),
@@ -66,7 +66,6 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
         "seconds": round(result.seconds, 1),
     }
     save_weights(result.ema, out)
-    write_log(out, result.losses)
     return write_metrics(out, name, config, found)
 
 

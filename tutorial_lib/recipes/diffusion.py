@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,10 @@ from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.recipes import judge
 from tutorial_lib.recipes.classifier import save_weights
-from tutorial_lib.recipes.record import Metrics, RunConfig, sheet, write_log, write_metrics
+from tutorial_lib.recipes.record import Metrics, RunConfig, sheet, write_metrics
 from tutorial_lib.samplers import Variance, ancestral, beta, final, learned_range
 from tutorial_lib.schedule import DiscreteVP, Schedule, Time, uniform_times
-from tutorial_lib.train import TrainResult, train
+from tutorial_lib.train import Progress, TrainResult, Watcher, train
 
 BATCH = 500  # of evaluations
 
@@ -78,7 +78,6 @@ def run_diffusion(name: str, config: DiffusionRun, out: Path) -> Metrics:
     unseen = cifar10("test", source=config.source, limit=config.test_images)
     result = _fit(config, images, out)
     save_weights(result.ema, out)
-    write_log(out, result.losses)
     model = denoiser(result.ema, config)
     pixels, labels = draw(model, config)
     sheet(to_floats(pixels[:200]), 20).save(out / "samples.png")
@@ -111,10 +110,24 @@ def _fit(config: DiffusionRun, images: Images, out: Path) -> TrainResult:
     net = net.to(config.device, memory_format=torch.channels_last)
     if config.graph:
         net.compile(dynamic=False)
-    checkpoint = out / "checkpoint.safetensors" if config.checkpoint else None
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
     data = (images.pixels, images.labels)
-    return train(net, data, objective(config), schedule, checkpoint=checkpoint)
+    kept, watch = config.checkpoint_in(out), _watcher(config, out)
+    return train(net, data, objective(config), schedule, checkpoint=kept, watch=watch)
+
+
+def _watcher(config: DiffusionRun, out: Path) -> Watcher:
+    """Return what writes the log, and a picture of samples ten times in a run."""
+    journal = config.journal(out)
+    few = replace(config, samples=40, sample_steps=min(50, config.sample_steps))
+
+    def watch(told: Progress) -> None:
+        journal(told)
+        if told.step % max(1, config.steps // 10) == 0:
+            pixels, _ = draw(denoiser(told.ema, few), few)
+            sheet(to_floats(pixels), 20).save(out / "progress.png")
+
+    return watch
 
 
 def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Generator], Tensor]:

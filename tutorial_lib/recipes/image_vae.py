@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from tutorial_lib.autoencoder import Bound, HierarchicalVAE, Stage, image_vae
 from tutorial_lib.cifar10 import Images, cifar10, to_floats
-from tutorial_lib.recipes.record import Metrics, RunConfig, sheet, write_log, write_metrics
+from tutorial_lib.recipes.record import Metrics, RunConfig, sheet, write_metrics
 from tutorial_lib.train import TrainResult, train
 
 NATS_PER_BIT = math.log(2)
@@ -44,7 +44,6 @@ def run_image_vae(name: str, config: ImageVAERun, out: Path) -> Metrics:
     }
     metrics = write_metrics(out, name, config, found)
     _draw(vae, test[:16], generator, out)
-    write_log(out, result.losses)
     return metrics
 
 
@@ -63,8 +62,9 @@ def _fit(config: ImageVAERun, images: Images, out: Path) -> TrainResult:
         pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
         return -_bound(vae, pixels, generator).elbo / (pixels[0].numel() * NATS_PER_BIT)
 
-    checkpoint = out / "checkpoint.safetensors" if config.checkpoint else None
-    return train(vae, images.pixels, objective, config.schedule(), checkpoint=checkpoint)
+    kept, journal = config.checkpoint_in(out), config.journal(out)
+    schedule = config.schedule()
+    return train(vae, images.pixels, objective, schedule, checkpoint=kept, watch=journal)
 
 
 def _bound(vae: HierarchicalVAE, pixels: Tensor, generator: Generator) -> Bound:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tutorial_lib.cifar10 import to_pixels
-from tutorial_lib.train import TrainConfig
+from tutorial_lib.train import Progress, TrainConfig
 
 RESULTS = Path("results")
 Metrics = dict[str, Any]
@@ -43,8 +43,18 @@ class RunConfig:
     def schedule(self, **others: Any) -> TrainConfig:
         """Return how `train` is to run: a warm-up of at most 500 steps, clipped gradients."""
         warmup = min(500, self.steps // 10)
-        shared = {"warmup": warmup, "grad_clip": 1.0, "seed": self.seed}
+        shared: Metrics = {"warmup": warmup, "grad_clip": 1.0, "seed": self.seed}
+        shared["log_every"] = max(1, self.steps // 100)
         return TrainConfig(self.steps, self.batch_size, self.learning_rate, **shared | others)
+
+    def checkpoint_in(self, out: Path) -> Path | None:
+        """Return where the run keeps its state, if it is to keep it."""
+        return out / "checkpoint.safetensors" if self.checkpoint else None
+
+    def journal(self, out: Path) -> Journal:
+        """Return the watcher that writes the run's log."""
+        kept = self.checkpoint_in(out)
+        return Journal(out, self.batch_size, resumed=kept is not None and kept.exists())
 
 
 @dataclass(frozen=True)
@@ -86,14 +96,30 @@ def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Me
     return json.loads(text)
 
 
-def write_log(out: Path, losses: Tensor) -> None:
-    """Write the mean training loss of every hundredth of the run, in JSON lines."""
-    every = max(1, len(losses) // 100)
-    lines = [
-        json.dumps({"step": min((k + 1) * every, len(losses)), "loss": round(mean, 4)})
-        for k, mean in enumerate(chunk.mean().item() for chunk in losses.split(every))
-    ]
-    (out / "log.jsonl").write_text("\n".join(lines) + "\n")
+class Journal:
+    """Write log.jsonl while a run goes on: loss, images per second and seconds, in JSON lines.
+
+    A run that goes on from a checkpoint keeps the lines up to there.
+    """
+
+    def __init__(self, out: Path, batch_size: int, *, resumed: bool) -> None:
+        self.path, self.batch_size = out / "log.jsonl", batch_size
+        self.kept = self.path.read_text().splitlines() if resumed and self.path.exists() else []
+        self.last: Progress | None = None
+
+    def __call__(self, told: Progress) -> None:
+        """Add a line."""
+        self.kept = [line for line in self.kept if json.loads(line)["step"] < told.step]
+        line: Metrics = {"step": told.step, "loss": round(told.loss, 4)}
+        line["seconds"] = round(told.seconds, 1)
+        if self.last is not None:
+            passed = told.seconds - self.last.seconds
+            line["images_per_second"] = round(
+                (told.step - self.last.step) * self.batch_size / max(passed, 1e-9)
+            )
+        self.last = told
+        self.kept.append(json.dumps(line))
+        self.path.write_text("\n".join(self.kept) + "\n")
 
 
 def sheet(x: Tensor, nrow: int) -> Image.Image:
