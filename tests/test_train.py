@@ -20,12 +20,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutorial_lib import losses, train
+from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.data import std8
 from tutorial_lib.denoiser import MixtureDenoiser, NetworkDenoiser
 from tutorial_lib.metrics import noise_excess
 from tutorial_lib.networks.mlp import PointMLP
 from tutorial_lib.schedule import LinearVP
-from tutorial_lib.train import TOY, CheckpointError, TrainConfig, TrainingDiverged
+from tutorial_lib.train import TOY, TrainConfig, TrainingDiverged
 
 SHORT = TrainConfig(
     steps=60, batch_size=16, learning_rate=1e-2, warmup=10, ema_decay=0.8, checkpoint_every=30
@@ -369,7 +370,7 @@ def test_exact_resume_needs_the_generator(tmp_path, monkeypatch):
 
     def reseeded(self, saved, step, seconds):
         complete(self, saved, step, seconds)
-        self.generator.manual_seed(self.config.seed)
+        self.generators[0].manual_seed(self.config.seed)
 
     monkeypatch.setattr(train._Run, "restore", reseeded)
     with pytest.raises(RuntimeError, match="power cut"):

@@ -9,7 +9,7 @@ exact denoiser (closed form, for a Gaussian mixture) and a learned one are the s
     likelihood  losses  samplers                      know only schedules and denoisers
     networks/  autoencoder                            torch and `gaussian`; know no schedule
     download  cifar10  data  metrics                  images and points, and how to judge them
-    checkpoints  interrupts  recorded  borrowed       what a run needs
+    interrupts  recorded  borrowed  ranks  checkpoints    what a run needs
     train                                             the loop
     recipes/                                          what is run
     plotting  exercises/  checks  widgets             for notebooks: nothing above imports these

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Protocol
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from tutorial_lib import borrowed, ranks
 
 Tensors = dict[str, Tensor]
 
@@ -72,3 +78,60 @@ def bytes_of(x: Tensor) -> memoryview:
 
 def _crc32(tensors: Tensors) -> int:
     return reduce(lambda crc, name: zlib.crc32(bytes_of(tensors[name]), crc), sorted(tensors), 0)
+
+
+class Run(Protocol):
+    """Hold what a step changes, and say what it is a run of."""
+
+    step: int
+    started: float
+    device: torch.device
+    own: range
+    generators: list[torch.Generator]
+
+    def tensors(self) -> Tensors:
+        """Return the live tensors that a file must restore, by name."""
+        ...
+
+    def restore(self, saved: Tensors, step: int, seconds: float) -> None:
+        """Become the run that wrote `saved`, after its `step` steps."""
+        ...
+
+    def identity(self) -> dict[str, str]:
+        """Return what a file must agree on before this run may go on from it."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """Keep a run of `train` in one file, replaced as a whole or not at all."""
+
+    path: Path
+
+    def save(self, run: Run) -> None:
+        """Write the run's state; raise CheckpointError."""
+        metadata = {
+            "identity": json.dumps(run.identity()),
+            "step": str(run.step),
+            "seconds": repr(time.perf_counter() - run.started),
+        }
+        states = {"dropout": borrowed.state(run.device)} if ranks.rank() == 0 else {}
+        own = zip(run.own, run.generators, strict=True)
+        states |= {f"generator {k}": generator.get_state() for k, generator in own}
+        tensors = run.tensors() | ranks.merged(states)
+        tensors["losses"] = ranks.mean(tensors["losses"])
+        if ranks.rank() == 0:
+            write(self.path, tensors, metadata, f"after step {run.step}")
+        ranks.wait()
+
+    def load(self, run: Run) -> None:
+        """Put the run where the file left it; raise CheckpointError if it belongs to another."""
+        metadata, tensors = read(self.path)
+        ours, theirs = run.identity(), json.loads(metadata["identity"])
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                raise CheckpointError(
+                    f"{self.path} belongs to another run: {key} is {theirs.get(key)} there and "
+                    f"{ours.get(key)} here; give this run another file, or delete that one"
+                )
+        run.restore(tensors, int(metadata["step"]), float(metadata["seconds"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,15 +12,16 @@ WARM_UP = 11  # steps before one is recorded: compilers and allocators have sett
 
 
 class RecordedStep:
-    """Hold a step as one CUDA graph; a replay draws anew from `generator` and from the default.
+    """Hold a step as one CUDA graph; a replay draws anew from `generators` and the default.
 
     Recording needs a stream of its own (`own_stream`), and a step that neither waits for the
     device nor copies from the host.
     """
 
-    def __init__(self, step: Callable[[], Tensor], generator: Generator) -> None:
+    def __init__(self, step: Callable[[], Tensor], generators: Sequence[Generator]) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        self.graph.register_generator_state(generator)
+        for generator in generators:
+            self.graph.register_generator_state(generator)
         with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
             self.loss = step()
 

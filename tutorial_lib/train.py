@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import os
 import time
@@ -20,8 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from tutorial_lib import borrowed, checkpoints
-from tutorial_lib.checkpoints import CheckpointError, bytes_of, described
+from tutorial_lib import borrowed, ranks
+from tutorial_lib.checkpoints import RunFile, bytes_of, described
 from tutorial_lib.interrupts import held_interrupts
 from tutorial_lib.recorded import WARM_UP, RecordedStep, own_stream
 
@@ -42,6 +41,8 @@ class TrainConfig:
     for a constant) times its peak by half a cosine (Loshchilov & Hutter 2017, eq. 5). Gradients
     are clipped to the norm `grad_clip`, if given. On a GPU, `graph` records a step once, as a
     CUDA graph, and replays it; the objective must then not look at the values of its tensors.
+    A batch is drawn in `shards`, which the processes of a run share out (`ranks`): it is the same
+    batch on any number of them.
     """
 
     steps: int
@@ -52,14 +53,18 @@ class TrainConfig:
     ema_decay: float = 0.999
     grad_clip: float | None = None
     seed: int = 0
+    shards: int = 1
     log_every: int = 100
     checkpoint_every: int = 1000
     graph: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "log_every", "checkpoint_every"):
+        counts = ("steps", "batch_size", "shards", "log_every", "checkpoint_every")
+        for name in (*counts, "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.batch_size % self.shards:
+            raise ValueError(f"{self.shards} shards cannot share {self.batch_size} rows evenly")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
 
@@ -133,21 +138,24 @@ def train(
     device = next(module.parameters()).device
     borrowed_for_dropout = borrowed.default_generator(device, config.seed)
     stream = own_stream(device, config.graph)
-    with held_interrupts() as interrupts, stream, borrowed_for_dropout:
+    joined = ranks.joined(device)
+    with joined, held_interrupts() as interrupts, stream, borrowed_for_dropout:
         run = _Run(module, data, config)
-        store = _Checkpoint(Path(checkpoint)) if checkpoint is not None else None
+        store = RunFile(Path(checkpoint)) if checkpoint is not None else None
         if store and store.path.exists():
             store.load(run)
         with _bar(run, progress) as bar:
             while run.step < config.steps:
                 run.advance(objective)
                 bar.update()
-                _tend(run, store, bar, watch, stopping=bool(interrupts))
+                together = ranks.size() == 1 or run.step % config.log_every == 0
+                stopping = together and ranks.any_of(bool(interrupts))
+                _tend(run, store, bar, watch, stopping)
     return run.result()
 
 
 def _tend(
-    run: _Run, store: _Checkpoint | None, bar: tqdm, watch: Watcher | None, stopping: bool
+    run: _Run, store: RunFile | None, bar: tqdm, watch: Watcher | None, stopping: bool
 ) -> None:
     due = stopping or run.step == run.config.steps
     saving = store and (due or run.step % run.config.checkpoint_every == 0)
@@ -155,13 +163,22 @@ def _tend(
     if due or saving or reporting:
         loss = run.check()
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if watch and (due or reporting):
+        if watch and (due or reporting) and ranks.rank() == 0:
             watch(Progress(run.step, loss, time.perf_counter() - run.started, run.ema))
     if saving:
         store.save(run)
     if stopping:
         how = "saved: the same call goes on" if store else "not saved: pass checkpoint="
         raise KeyboardInterrupt(f"stopped after step {run.step}, {how}")
+
+
+def _own_shards(shards: int) -> range:
+    """Return the numbers of the shards that this process draws."""
+    processes = ranks.size()
+    if shards % processes:
+        raise ValueError(f"{processes} processes cannot share {shards} shards: set shards")
+    each = shards // processes
+    return range(ranks.rank() * each, (ranks.rank() + 1) * each)
 
 
 class _Run:
@@ -187,7 +204,9 @@ class _Run:
         rate = self.rate if config.graph else config.learning_rate
         self.optimiser = torch.optim.Adam(self.weights, rate, fused=True, capturable=config.graph)
         self.recorded: RecordedStep | None = None
-        self.generator = Generator(self.device).manual_seed(config.seed)
+        self.parallel, self.own = ranks.parallel(module), _own_shards(config.shards)
+        seeds = [config.seed if config.shards == 1 else 1000 * config.seed + k for k in self.own]
+        self.generators = [Generator(self.device).manual_seed(seed) for seed in seeds]
         self.losses = torch.zeros(config.steps, device=self.device)
         self.step, self.checked, self.started = 0, 0, time.perf_counter()
         self.taken = 0  # steps of this session
@@ -200,7 +219,7 @@ class _Run:
         else:
             self.optimiser.param_groups[0]["lr"] = rate
         if self.config.graph and self.recorded is None and self.taken > WARM_UP:
-            self.recorded = RecordedStep(lambda: self.descend(objective), self.generator)
+            self.recorded = RecordedStep(lambda: self.descend(objective), self.generators)
         loss = self.recorded.replay() if self.recorded else self.descend(objective)
         self.taken += 1
         self.losses[self.step] = loss
@@ -213,28 +232,39 @@ class _Run:
         """Draw a batch, move the weights against the gradient of its loss, and return the loss."""
         for weight in self.weights:
             weight.grad = None
-        loss = objective(self.module, self._batch(), self.generator)
-        if loss.shape not in ((), (self.config.batch_size,)):
-            raise ValueError(
-                f"the objective returned shape {tuple(loss.shape)}: it must return a scalar or "
-                f"one loss an example, ({self.config.batch_size},)"
-            )
-        loss = loss.mean()
-        loss.backward()
+        total = torch.zeros((), device=self.device)
+        for k, generator in enumerate(self.generators, start=1):
+            with ranks.unshared(self.parallel, k < len(self.own)):
+                loss = objective(self.parallel, self._batch(generator), generator)
+                self._require(loss.shape)
+                loss = loss.mean() / len(self.own)
+                loss.backward()
+            total = total + loss.detach()
         if self.config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
         self.optimiser.step()
-        return loss.detach()
+        return total
 
-    def _batch(self) -> Data:
-        rows, size = len(self.pool[0]), (self.config.batch_size,)
-        index = torch.randint(rows, size, generator=self.generator, device=self.device)
+    @property
+    def _rows(self) -> tuple[int]:
+        return (self.config.batch_size // self.config.shards,)
+
+    def _require(self, shape: torch.Size) -> None:
+        if shape not in ((), self._rows):
+            raise ValueError(
+                f"the objective returned shape {tuple(shape)}: it must return a scalar or "
+                f"one loss an example, {self._rows}"
+            )
+
+    def _batch(self, generator: Generator) -> Data:
+        rows = len(self.pool[0])
+        index = torch.randint(rows, self._rows, generator=generator, device=self.device)
         batch = tuple(x.index_select(0, index) for x in self.pool)
         return batch if self.tupled else batch[0]
 
     def check(self) -> float:
         """Return the mean loss since the last call; raise if anything is not finite."""
-        fresh = self.losses[self.checked : self.step].cpu()
+        fresh = ranks.mean(self.losses[self.checked : self.step]).cpu()
         bad = (~fresh.isfinite()).nonzero().flatten().tolist()
         norms = torch.stack(torch._foreach_norm([w.detach() for w in self.weights]))
         if bad or not bool(norms.isfinite().all()):
@@ -253,7 +283,8 @@ class _Run:
         for average, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             average.copy_(current)
         seconds = time.perf_counter() - self.started
-        return TrainResult(self.module.eval(), self.ema, self.losses.cpu(), seconds)
+        losses = ranks.mean(self.losses).cpu()
+        return TrainResult(self.module.eval(), self.ema, losses, seconds)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors that a checkpoint must restore, by name."""
@@ -265,8 +296,10 @@ class _Run:
 
     def restore(self, saved: dict[str, Tensor], step: int, seconds: float) -> None:
         """Become the run that wrote `saved`, after its `step` steps."""
-        self.generator.set_state(saved["generator"])
-        borrowed.set_state(self.device, saved["dropout"])
+        for k, generator in zip(self.own, self.generators, strict=True):
+            generator.set_state(saved[f"generator {k}"])
+        if ranks.rank() == 0:  # masks of other processes begin anew
+            borrowed.set_state(self.device, saved["dropout"])
         for name, x in saved.items():
             if name.startswith("adam."):
                 _, i, key = name.split(".")
@@ -290,38 +323,8 @@ class _Run:
         return {key: str(value) for key, value in same.items()}
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    """Keep a run in one file, replaced as a whole or not at all."""
-
-    path: Path
-
-    def save(self, run: _Run) -> None:
-        """Write the run's state; raise CheckpointError."""
-        metadata = {
-            "identity": json.dumps(run.identity()),
-            "step": str(run.step),
-            "seconds": repr(time.perf_counter() - run.started),
-        }
-        states = {"generator": run.generator.get_state(), "dropout": borrowed.state(run.device)}
-        tensors = run.tensors() | states
-        checkpoints.write(self.path, tensors, metadata, f"after step {run.step}")
-
-    def load(self, run: _Run) -> None:
-        """Put the run where the file left it; raise CheckpointError if it belongs to another."""
-        metadata, tensors = checkpoints.read(self.path)
-        ours, theirs = run.identity(), json.loads(metadata["identity"])
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                raise CheckpointError(
-                    f"{self.path} belongs to another run: {key} is {theirs.get(key)} there and "
-                    f"{ours.get(key)} here; give this run another file, or delete that one"
-                )
-        run.restore(tensors, int(metadata["step"]), float(metadata["seconds"]))
-
-
 def _bar(run: _Run, progress: bool | None) -> tqdm:
     if progress is None:
         unwatched = ("CI", "PYTEST_VERSION", "TQDM_DISABLE")
-        progress = not any(os.environ.get(name) for name in unwatched)
+        progress = not any(os.environ.get(name) for name in unwatched) and ranks.rank() == 0
     return tqdm(total=run.config.steps, initial=run.step, unit="step", disable=not progress)

@@ -1,0 +1,84 @@
+"""Share a run among processes: `torchrun --nproc_per_node=2 -m tutorial_lib.recipes NAME`.
+
+torchrun starts one process a GPU, on one host or on several (its --nnodes and --rdzv_endpoint;
+under Slurm one torchrun a node), and tells each its rank. Without it there is one process, rank 0
+of 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did, and part from them in the end."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return this process's number, 0 to size() - 1."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """Return a module whose gradients are the mean over processes, exchanged as they come."""
+    return DistributedDataParallel(module) if size() > 1 else module
+
+
+def unshared(module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+    """Return a context in which gradients are kept to the process, if that is wanted."""
+    return module.no_sync() if wanted and size() > 1 else nullcontext()
+
+
+def mean(x: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes."""
+    if size() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total.div_(size())
+
+
+def any_of(flag: bool) -> bool:
+    """Say whether any process says so; all must ask."""
+    if size() == 1:
+        return flag
+    told: list[bool | None] = [None for _ in range(size())]
+    dist.all_gather_object(told, flag)
+    return any(told)
+
+
+def merged(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what all processes hold, together; all must ask."""
+    if size() == 1:
+        return own
+    told: list[dict[str, Tensor]] = [{} for _ in range(size())]
+    dist.all_gather_object(told, own)
+    return {name: x for part in told for name, x in part.items()}
+
+
+def wait() -> None:
+    """Wait until every process has come here."""
+    if size() > 1:
+        dist.barrier()
