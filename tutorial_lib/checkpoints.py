@@ -119,7 +119,6 @@ class RunFile:
         own = zip(run.own, run.generators, strict=True)
         states |= {f"generator {k}": generator.get_state() for k, generator in own}
         tensors = run.tensors() | ranks.merged(states)
-        tensors["losses"] = ranks.mean(tensors["losses"])
         if ranks.rank() == 0:
             write(self.path, tensors, metadata, f"after step {run.step}")
         ranks.wait()

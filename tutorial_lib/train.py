@@ -264,7 +264,9 @@ class _Run:
 
     def check(self) -> float:
         """Return the mean loss since the last call; raise if anything is not finite."""
-        fresh = ranks.mean(self.losses[self.checked : self.step]).cpu()
+        fresh = ranks.mean(self.losses[self.checked : self.step])
+        self.losses[self.checked : self.step] = fresh
+        fresh = fresh.cpu()
         bad = (~fresh.isfinite()).nonzero().flatten().tolist()
         norms = torch.stack(torch._foreach_norm([w.detach() for w in self.weights]))
         if bad or not bool(norms.isfinite().all()):
@@ -283,8 +285,7 @@ class _Run:
         for average, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             average.copy_(current)
         seconds = time.perf_counter() - self.started
-        losses = ranks.mean(self.losses).cpu()
-        return TrainResult(self.module.eval(), self.ema, losses, seconds)
+        return TrainResult(self.module.eval(), self.ema, self.losses.cpu(), seconds)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors that a checkpoint must restore, by name."""
