@@ -1,5 +1,6 @@
 """One run on one process and on two (gloo, by torchrun): the same weights. Takes 25 s."""
 
+import json
 import os
 import subprocess
 import sys
@@ -49,21 +50,32 @@ if int(__import__("os").environ["RANK"]) == 0:
 """
 
 
+RECIPE = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_diffusion_recipe
+from tutorial_lib import recipes
+from tutorial_lib.recipes import diffusion
+diffusion.cifar10 = test_diffusion_recipe.invented
+sys.exit(recipes.main(["cifar10_course", "--tiny", "--shards", "2", "--out", {out!r}]))
+"""
+TESTS = str(Path(__file__).parent)
+
+
+def processes(n, program):
+    """Run a program as torchrun does, on this machine alone."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", str(program)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
 def on_two(tmp_path, checkpoint=None, **changes):
     out, program = tmp_path / "out.pt", tmp_path / "program.py"
-    program.write_text(
-        PROGRAM.format(
-            tests=str(Path(__file__).parent),
-            changes=changes,
-            checkpoint=str(checkpoint) if checkpoint else None,
-            out=str(out),
-        )
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_addr=127.0.0.1", "--master_port=0", "--rdzv_backend=c10d"]
-    command += ["--rdzv_endpoint=127.0.0.1:0", str(program)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    path = str(checkpoint) if checkpoint else None
+    text = PROGRAM.format(tests=TESTS, changes=changes, checkpoint=path, out=str(out))
+    program.write_text(text)
+    done = processes(2, program)
     return done, torch.load(out) if out.exists() else None
 
 
@@ -113,3 +125,15 @@ def test_shards_are_batches_of_their_own():
 def test_too_few_shards_are_told(tmp_path):
     done, _ = on_two(tmp_path, shards=1)
     assert done.returncode != 0 and "2 processes cannot share 1 shards" in done.stderr
+
+
+def test_a_recipe_on_two_processes_is_written_once(tmp_path):
+    found = []
+    for n in (1, 2):
+        program, out = tmp_path / f"{n}.py", tmp_path / str(n)
+        program.write_text(RECIPE.format(tests=TESTS, out=str(out)))
+        done = processes(n, program)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout))
+        assert len((out / "log.jsonl").read_text().splitlines()) == 20
+    assert found[1]["bits_per_dim"] == pytest.approx(found[0]["bits_per_dim"], rel=1e-3)

@@ -31,6 +31,17 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def leads() -> bool:
+    """Say whether this process is the one that writes, before and after they are joined too."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def take_device(device: str) -> None:
+    """Let "cuda" mean the GPU that torchrun meant for this process."""
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
 def rank() -> int:
     """Return this process's number, 0 to size() - 1."""
     return dist.get_rank() if dist.is_initialized() else 0

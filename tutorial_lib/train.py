@@ -204,6 +204,8 @@ class _Run:
         rate = self.rate if config.graph else config.learning_rate
         self.optimiser = torch.optim.Adam(self.weights, rate, fused=True, capturable=config.graph)
         self.recorded: RecordedStep | None = None
+        if config.graph and ranks.size() > 1:
+            raise ValueError("graph records one process alone: turn it off, or run one process")
         self.parallel, self.own = ranks.parallel(module), _own_shards(config.shards)
         seeds = [config.seed if config.shards == 1 else 1000 * config.seed + k for k in self.own]
         self.generators = [Generator(self.device).manual_seed(seed) for seed in seeds]

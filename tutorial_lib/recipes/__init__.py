@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tutorial_lib import ranks
 from tutorial_lib.autoencoder import Stage
 from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.cifar10 import DataError
@@ -161,6 +162,7 @@ def run(name: str, *, small: bool = False, tiny: bool = False, **overrides: Any)
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
     config = replace(base, **overrides)
+    ranks.take_device(config.device)
     record.require_device(config.device)
     out = recipe.folder(name, config)
     out.mkdir(parents=True, exist_ok=True)
@@ -215,7 +217,9 @@ def main(arguments: list[str]) -> int:
         print(_listing())
         return 0
     try:
-        print(json.dumps(run(name, **given), indent=2))
+        found = run(name, **given)
+        if ranks.leads():
+            print(json.dumps(found, indent=2))
     except KeyboardInterrupt as stop:
         print(stop.args[0] if stop.args else "stopped, not saved", file=sys.stderr)
         return 130

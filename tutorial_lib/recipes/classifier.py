@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from tutorial_lib import ranks
 from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import log_snr_clock
 from tutorial_lib.networks.classifier import ImageClassifier
@@ -59,6 +60,8 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
     data = (images.pixels, images.labels)
     kept, journal = config.checkpoint_in(out), config.journal(out)
     result = train(net, data, _objective(config), schedule, checkpoint=kept, watch=journal)
+    if not ranks.leads():
+        return {}
     found = {
         "data": images.form,
         **measure(result.ema, unseen, config),

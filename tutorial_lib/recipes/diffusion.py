@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
+from tutorial_lib import ranks
 from tutorial_lib.cifar10 import Images, cifar10, to_floats, to_pixels
 from tutorial_lib.denoiser import Condition, NetworkDenoiser, log_snr_clock
 from tutorial_lib.likelihood import chain_bound, pixel_decoder
@@ -77,6 +78,8 @@ def run_diffusion(name: str, config: DiffusionRun, out: Path) -> Metrics:
     images = cifar10("train", source=config.source, limit=config.images)
     unseen = cifar10("test", source=config.source, limit=config.test_images)
     result = _fit(config, images, out)
+    if not ranks.leads():
+        return {}
     save_weights(result.ema, out)
     model = denoiser(result.ema, config)
     pixels, labels = draw(model, config)

@@ -27,6 +27,7 @@ class RunConfig:
     """Fix how long a run trains, on what and where.
 
     `images` and `test_images` limit the data; `source` is where CIFAR-10 lies, as for `cifar10`.
+    `shards` is a multiple of the number of processes, under torchrun (`ranks`).
     """
 
     steps: int
@@ -39,12 +40,13 @@ class RunConfig:
     source: str | None = None
     out: str | None = None
     checkpoint: bool = False
+    shards: int = 1
 
     def schedule(self, **others: Any) -> TrainConfig:
         """Return how `train` is to run: a warm-up of at most 500 steps, clipped gradients."""
         warmup = min(500, self.steps // 10)
         shared: Metrics = {"warmup": warmup, "grad_clip": 1.0, "seed": self.seed}
-        shared["log_every"] = max(1, self.steps // 100)
+        shared |= {"log_every": max(1, self.steps // 100), "shards": self.shards}
         return TrainConfig(self.steps, self.batch_size, self.learning_rate, **shared | others)
 
     def checkpoint_in(self, out: Path) -> Path | None:
