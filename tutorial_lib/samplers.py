@@ -28,7 +28,8 @@ def beta_tilde(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> 
 
     Right when the data are a point; too small otherwise.
     """
-    return schedule.posterior(prediction.x0, prediction.xt, s, t).variance
+    s, t = (time_like(time, prediction.xt) for time in (s, t))
+    return schedule.posterior_weights(s, t)[2].to(prediction.xt.dtype)
 
 
 def learned_range(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
@@ -63,9 +64,11 @@ def ancestral(
     that ends at s = 0 adds no noise.
     """
     schedule = denoiser.schedule
-    for t, s in pairwise(times):
+    keeps, gains, _ = schedule.posterior_weights(times[1:], times[:-1])  # of all steps at once
+    weights = zip(keeps.tolist(), gains.tolist(), strict=True)
+    for (t, s), (keep, gain) in zip(pairwise(times), weights, strict=True):
         prediction = denoiser(x, t, cond)
-        x = schedule.posterior(prediction.x0, x, s, t).mean
+        x = keep * x + gain * prediction.x0
         if s > 0:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + variance(prediction, schedule, s, t).sqrt() * noise

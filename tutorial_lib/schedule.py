@@ -108,18 +108,26 @@ class Schedule(ABC):
         scale = (self.log_alpha(t) - self.log_alpha(s)).exp()
         return scale, -(self.sigma(t) ** 2) * torch.expm1(2 * (self.lambda_(t) - self.lambda_(s)))
 
+    def posterior_weights(self, s: Time, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights of x_t and x_0 in q(x_s | x_t, x_0), and its variance, for s < t.
+
+        Kingma et al. 2021, appendix A; between neighbours, Ho et al. 2020, eq. 6-7.
+        """
+        s, t = as_time(s), as_time(t)
+        scale, variance = self.transition(s, t)
+        share = variance / self.sigma(t) ** 2  # how much of x_t's noise came after s
+        keep = scale * (2 * (self.log_sigma(s) - self.log_sigma(t))).exp()
+        return keep, self.alpha(s) * share, self.sigma(s) ** 2 * share
+
     def posterior(self, x0: Tensor, xt: Tensor, s: Time, t: Time) -> Gaussian:
         """Return q(x_s | x_t, x_0) for any s < t (Kingma et al. 2021, appendix A).
 
         At s = t - 1/T it is DDPM's posterior (Ho et al. 2020, eq. 6-7). At s = 0 of a
         variance-preserving schedule it is x_0 itself, with variance 0.
         """
-        s, t = time_like(s, xt), time_like(t, xt)
-        scale, variance = self.transition(s, t)
-        share = variance / self.sigma(t) ** 2  # how much of x_t's noise came after s
-        keep = scale * (2 * (self.log_sigma(s) - self.log_sigma(t))).exp()
-        mean = keep.to(xt.dtype) * xt + (self.alpha(s) * share).to(xt.dtype) * x0
-        return Gaussian(mean, (self.sigma(s) ** 2 * share).to(xt.dtype))
+        weights = self.posterior_weights(time_like(s, xt), time_like(t, xt))
+        keep, gain, variance = (w.to(xt.dtype) for w in weights)
+        return Gaussian(keep * xt + gain * x0, variance)
 
 
 class VariancePreserving(Schedule):
