@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tutorial_lib import losses, train
+from tutorial_lib import checkpoints, losses, train
 from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.data import std8
 from tutorial_lib.denoiser import MixtureDenoiser, NetworkDenoiser
@@ -428,6 +428,21 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"run\.safetensors is damaged or not a checkpoint"):
         run(checkpoint=path)
+
+
+def test_the_last_checkpoints_stay_and_a_damaged_one_names_its_spare(tmp_path):
+    path = tmp_path / "run.safetensors"
+    often = replace(SHORT, checkpoint_every=10)
+    run(config=often, checkpoint=path, keep=3)
+    names = [path.name, f"{path.name}.1", f"{path.name}.2"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    steps = [int(checkpoints.read(tmp_path / name)[0]["step"]) for name in names]
+    assert steps == [60, 50, 40]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"such as .*run\.safetensors\.1"):
+        run(config=often, checkpoint=path)
+    (tmp_path / names[1]).replace(path)
+    assert same(run(config=often), run(config=often, checkpoint=path))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")

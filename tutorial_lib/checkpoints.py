@@ -26,10 +26,13 @@ class CheckpointError(RuntimeError):
     """Say that a checkpoint cannot be read, written or used for this run."""
 
 
-def write(path: Path, tensors: Tensors, metadata: dict[str, str], when: str) -> None:
+def write(
+    path: Path, tensors: Tensors, metadata: dict[str, str], when: str, keep: int = 1
+) -> None:
     """Write beside the file, wait for the disk, then rename.
 
-    Raises CheckpointError, which says `when` it was, and leaves what lay there before.
+    With `keep` > 1 older files stay as path.1 (the last but one), path.2, ... Raises
+    CheckpointError, which says `when` it was, and leaves what lay there before.
     """
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     content = safetensors.torch.save(tensors, metadata | {"crc32": str(_crc32(tensors))})
@@ -40,6 +43,7 @@ def write(path: Path, tensors: Tensors, metadata: dict[str, str], when: str) -> 
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        _keep_older(path, keep)
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -48,6 +52,20 @@ def write(path: Path, tensors: Tensors, metadata: dict[str, str], when: str) -> 
             f"cannot write {path} {when} ({error.strerror}): make room or "
             "choose another file, then call train again; any earlier checkpoint is intact"
         ) from error
+
+
+def _keep_older(path: Path, keep: int) -> None:
+    """Give what lies at `path` the name path.1 too, and older files one name further on."""
+    for age in range(keep - 1, 1, -1):
+        if _older(path, age - 1).exists():
+            _older(path, age - 1).replace(_older(path, age))
+    if keep > 1 and path.exists():
+        _older(path, 1).unlink(missing_ok=True)
+        os.link(path, _older(path, 1))  # a kill at any moment finds a file at `path`
+
+
+def _older(path: Path, age: int) -> Path:
+    return path.with_name(f"{path.name}.{age}") if age else path
 
 
 def read(path: Path) -> tuple[dict[str, str], Tensors]:
@@ -61,9 +79,13 @@ def read(path: Path) -> tuple[dict[str, str], Tensors]:
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint of train ({error}): delete it to "
-            "start again, or put a good copy in its place"
+            f"start again, or put a good copy in its place{_spare(path)}"
         ) from error
     return metadata, tensors
+
+
+def _spare(path: Path) -> str:
+    return f", such as {_older(path, 1)}" if _older(path, 1).exists() else ""
 
 
 def described(x: Tensor) -> str:
@@ -107,6 +129,7 @@ class RunFile:
     """Keep a run of `train` in one file, replaced as a whole or not at all."""
 
     path: Path
+    keep: int = 1
 
     def save(self, run: Run) -> None:
         """Write the run's state; raise CheckpointError."""
@@ -120,7 +143,7 @@ class RunFile:
         states |= {f"generator {k}": generator.get_state() for k, generator in own}
         tensors = run.tensors() | ranks.merged(states)
         if ranks.rank() == 0:
-            write(self.path, tensors, metadata, f"after step {run.step}")
+            write(self.path, tensors, metadata, f"after step {run.step}", self.keep)
         ranks.wait()
 
     def load(self, run: Run) -> None:

@@ -119,6 +119,7 @@ def train(
     config: TrainConfig = TOY,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    keep: int = 1,
     progress: bool | None = None,
     watch: Watcher | None = None,
 ) -> TrainResult:
@@ -128,12 +129,13 @@ def train(
     of such (a batch is then a tuple), which is moved to the module's device once. One generator
     draws them and what the objective draws.
 
-    `watch` is told every `log_every` steps how things stand. A finished checkpoint is returned as
-    it is. It knows its config, its data and the shapes of its network, but not its objective:
-    name the file after it. Ctrl-C ends the step in hand, saves and raises KeyboardInterrupt; a
-    second one stops at once. Raises TrainingDiverged within `log_every` steps, CheckpointError.
-    By default (progress=None) the bar hides where no person watches: PYTEST_VERSION (pytest,
-    nbval), CI or TQDM_DISABLE is in the environment.
+    `watch` is told every `log_every` steps how things stand. The last `keep` checkpoints stay,
+    older ones as checkpoint.1, .2, ... A finished checkpoint is returned as it is. It knows its
+    config, its data and the shapes of its network, but not its objective: name the file after it.
+    Ctrl-C ends the step in hand, saves and raises KeyboardInterrupt; a second one stops at once.
+    Raises TrainingDiverged within `log_every` steps, CheckpointError. By default (progress=None)
+    the bar hides where no person watches: PYTEST_VERSION (pytest, nbval), CI or TQDM_DISABLE is
+    in the environment.
     """
     device = next(module.parameters()).device
     borrowed_for_dropout = borrowed.default_generator(device, config.seed)
@@ -141,7 +143,7 @@ def train(
     joined = ranks.joined(device)
     with joined, held_interrupts() as interrupts, stream, borrowed_for_dropout:
         run = _Run(module, data, config)
-        store = RunFile(Path(checkpoint)) if checkpoint is not None else None
+        store = RunFile(Path(checkpoint), keep) if checkpoint is not None else None
         if store and store.path.exists():
             store.load(run)
         with _bar(run, progress) as bar:
