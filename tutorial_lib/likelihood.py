@@ -45,7 +45,7 @@ def pixel_decoder(variance: Variance) -> Decoder:
     """
 
     def decode(prediction: Prediction, schedule: Schedule, t: Time) -> DiscretisedGaussian:
-        last = variance(prediction, schedule, 0.0, t)
+        last = variance(prediction, schedule, 0 * as_time(t), t)  # 0, where t lies
         if last.device.type == "cpu" and not bool((last > 0).all()):
             raise ValueError(
                 "the step to s = 0 has variance 0: its decoder needs another, as beta"
