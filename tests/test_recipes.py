@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from PIL import Image
 
@@ -178,6 +179,14 @@ def test_the_list_gives_the_figures_on_record(tmp_path, monkeypatch, capsys):
     flat, ladder = capsys.readouterr().out.split("cifar10_hvae")
     assert "recorded: 4.251 ± 0.005 bits/dim on ramps; a GPU" in flat
     assert "recorded" not in ladder and recipes.RECIPES["cifar10_hvae"].cost in ladder
+
+
+def test_the_readme_shows_the_recorded_runs():
+    text = runs.README.read_text(encoding="utf-8")
+    assert runs.in_readme(text) == text, "python tools/runs.py"
+    for name in ("cifar10_vae", "cifar10_hvae", "cifar10_classifier"):
+        assert f"| `{name}` |" in text
+    assert runs.in_readme(text.replace("bits/dim |", "bits |")) == text  # and would be renewed
 
 
 def no_room(*_, **__):
