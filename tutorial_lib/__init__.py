@@ -14,6 +14,6 @@ exact denoiser (closed form, for a Gaussian mixture) and a learned one are the s
     recipes/                                          what is run
     plotting  exercises/  checks  widgets             for notebooks: nothing above imports these
 
-A module imports from lines above its own and from modules to its left; of the others only the
-last two lines see networks.
+A module imports from lines above its own and from modules to its left. The mathematics, the hub
+and what knows only these see no network; the lines from `download` on do.
 """
