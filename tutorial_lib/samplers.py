@@ -75,6 +75,37 @@ def ancestral(
         yield x
 
 
+def ddim(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    cond: Condition | None = None,
+    *,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Walk back along `times`, any decreasing grid, keeping the marginals q(x_s | x_0).
+
+    DDIM (Song et al. 2021), eq. 12 and 16: of x_s's noise, eta^2 beta_tilde is fresh and the rest
+    points along eps. eta = 0 draws nothing and needs no generator; eta = 1 is `ancestral` with
+    beta_tilde. A step that ends at s = 0 adds no noise.
+    """
+    schedule = denoiser.schedule
+    fresh = eta**2 * schedule.posterior_weights(times[1:], times[:-1])[2]  # variances, all steps'
+    along = (schedule.sigma(times[1:]) ** 2 - fresh).clamp(min=0).sqrt()
+    alphas = schedule.alpha(times[1:])
+    columns = (alphas.tolist(), along.tolist(), fresh.sqrt().tolist())
+    for (t, s), (alpha, towards, std) in zip(
+        pairwise(times), zip(*columns, strict=True), strict=True
+    ):
+        prediction = denoiser(x, t, cond)
+        x = alpha * prediction.x0 + towards * prediction.eps
+        if eta > 0 and s > 0:
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            x = x + std * noise
+        yield x
+
+
 def final(trajectory: Iterator[Tensor]) -> Tensor:
     """Return the last point of a trajectory, without gradients; a ValueError if it has none."""
     last = None
