@@ -17,7 +17,9 @@ from tutorial_lib.denoiser import Prediction
 from tutorial_lib.gaussian import DiscretisedGaussian
 from tutorial_lib.networks.unet import UNet
 from tutorial_lib.recipes import diffusion, judge
-from tutorial_lib.recipes.diffusion import bound, denoiser, draw, objective
+from tutorial_lib.recipes.diffusion import objective
+from tutorial_lib.recipes.diffusion_run import denoiser
+from tutorial_lib.recipes.evaluate import bound, draw, flow_bound
 from tutorial_lib.samplers import beta, learned_range
 from tutorial_lib.schedule import DiscreteVP
 
@@ -121,6 +123,20 @@ def test_the_bound_of_a_known_model_is_near_its_entropy():
     assert 0 < gap < 0.5  # what beta wastes in 200 steps
 
 
+def test_the_flow_of_a_known_model_is_near_its_entropy():
+    """Its last noise, sigma = 0.01, and the uniform noise of a step cost next to nothing here."""
+    chain = {"n_steps": 1000, "flow_steps": 24, "chain": DiscreteVP.linear}
+    config = replace(DDPM.tiny, flow_images=40, **chain)
+    x = 0.3 * torch.randn(40, 3, 32, 32, generator=generator(6))
+    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    data = Images(pixels, torch.zeros(40).long(), ("a",), "noise")
+    found = flow_bound(Truth(config), data, config)
+    real = pixels.double() / 127.5 - 1
+    entropy = -DiscretisedGaussian(torch.zeros_like(real), 0.09).log_prob(real).mean()
+    gap = found["bits_per_dim"] - float(entropy) / (3072 * math.log(2))
+    assert abs(gap) < 0.01 and found["images"] == 40 and found["evaluations"] == 96
+
+
 def test_samples_of_a_known_model_have_its_spread():
     config = replace(DDPM.tiny, n_steps=200, sample_steps=100, samples=40)
     pixels, labels = draw(Truth(config), config)
@@ -150,13 +166,14 @@ class Colours(torch.nn.Module):
 def test_scores_tell_good_samples_from_bad():
     real, fresh = invented("train", limit=400), invented("tests", limit=400)
     bad = torch.randint(256, (400, 3, 32, 32), generator=generator(7)).to(torch.uint8)
-    good = judge.scores(Colours(), fresh.pixels, real.pixels, fresh.labels)
+    by = judge.Judge(Colours(), real.pixels)
+    good = by.scores(fresh.pixels, fresh.labels)
     assert good["accuracy"] == 1.0 and good["samples"] == good["reference_images"] == 400
-    worse = judge.scores(Colours(), bad, real.pixels, fresh.labels)
+    worse = by.scores(bad, fresh.labels)
     assert worse["fd_classifier"] > 100 * good["fd_classifier"]
     assert worse["accuracy"] < 0.3 and worse["recall"] < good["recall"]
     one_class = fresh.pixels[fresh.labels == 2].repeat(10, 1, 1, 1)
-    narrow = judge.scores(Colours(), one_class, real.pixels, None)
+    narrow = by.scores(one_class, None)
     assert narrow["precision"] > 0.9 and narrow["recall"] < 0.3 and "accuracy" not in narrow
 
 
@@ -176,6 +193,6 @@ def test_the_recorded_classifier_loads():
     record = json.loads((judge.WEIGHTS.parent / "metrics.json").read_text())
     assert record["accuracy"]["0.0"] >= 0.9
     blank = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    assert judge.features(net, blank).shape == (2, 128)
+    assert judge.Judge(net, blank).real.shape == (2, 128)
     with pytest.raises(FileNotFoundError, match="run the recipe cifar10_classifier first"):
         judge.load_classifier(judge.WEIGHTS.with_name("absent"))

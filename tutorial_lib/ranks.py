@@ -27,6 +27,8 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        # gloo's threads let go of their tensors meanwhile: they need the GIL that parting holds
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -23,7 +23,7 @@ from tutorial_lib.denoiser import step_clock
 from tutorial_lib.networks.unet import DDPM, UNetConfig
 from tutorial_lib.recipes import classifier, diffusion, image_vae, record
 from tutorial_lib.recipes.classifier import ClassifierRun
-from tutorial_lib.recipes.diffusion import DiffusionRun
+from tutorial_lib.recipes.diffusion_run import DiffusionRun
 from tutorial_lib.recipes.image_vae import ImageVAERun
 from tutorial_lib.recipes.record import Metrics, Recipe
 from tutorial_lib.schedule import DiscreteVP
@@ -62,6 +62,7 @@ TINY_NETWORK = replace(
     COURSE_NETWORK, channels=8, multipliers=(1, 2), depth=1, attention=(), head_width=None
 )
 TINY_CHAIN = {"n_steps": 10, "sample_steps": 5, "samples": 20, "bound_images": 8}
+TINY_CHAIN |= {"flow_images": 4, "flow_steps": 3, "curve_samples": 10, "curve_images": 4}
 
 RECIPES = {
     "cifar10_vae": Recipe(
@@ -119,6 +120,8 @@ RECIPES = {
             steps=30_000,
             batch_size=512,
             learning_rate=4e-4,
+            sample_steps=1000,
+            samples=4000,
             graph=True,
         ),
         None,
@@ -136,7 +139,12 @@ RECIPES = {
         diffusion.run_diffusion,
         diffusion.headline,
         DiffusionRun(
-            network=COURSE_NETWORK, steps=50_000, batch_size=512, learning_rate=1e-3, graph=True
+            network=COURSE_NETWORK,
+            steps=50_000,
+            batch_size=512,
+            learning_rate=1e-3,
+            bound_images=2000,
+            graph=True,
         ),
         None,
         DiffusionRun(network=TINY_NETWORK, **TINY, **TINY_CHAIN),
@@ -164,6 +172,7 @@ def run(name: str, *, small: bool = False, tiny: bool = False, **overrides: Any)
     config = replace(base, **overrides)
     ranks.take_device(config.device)
     record.require_device(config.device)
+    torch.backends.cudnn.benchmark = True  # shapes never change: try each convolution's kernels
     out = recipe.folder(name, config)
     out.mkdir(parents=True, exist_ok=True)
     return recipe.run(name, config, out)

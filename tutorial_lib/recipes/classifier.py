@@ -68,7 +68,7 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
         "parameters": sum(p.numel() for p in net.parameters()),
         "seconds": round(result.seconds, 1),
     }
-    save_weights(result.ema, out)
+    save_weights(result.ema, out / "weights.safetensors")
     return write_metrics(out, name, config, found)
 
 
@@ -77,10 +77,11 @@ def headline(found: Metrics) -> str:
     return f"{100 * found['accuracy']['0.0']:.1f} % of clean test images"
 
 
-def save_weights(net: torch.nn.Module, out: Path) -> None:
-    """Write the averaged weights in bfloat16, 2 bytes each, as weights.safetensors."""
+def save_weights(net: torch.nn.Module, path: Path) -> None:
+    """Write a network's weights in bfloat16, 2 bytes each."""
     half = {name: x.detach().bfloat16().cpu().contiguous() for name, x in net.state_dict().items()}
-    safetensors.torch.save_file(half, out / "weights.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(half, path)
 
 
 def _objective(config: ClassifierRun) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +16,39 @@ from tutorial_lib.recipes.classifier import NETWORK
 from tutorial_lib.recipes.record import RESULTS, Metrics
 
 WEIGHTS = RESULTS / "cifar10_classifier" / "weights.safetensors"
+Features = Callable[[Tensor], Tensor]  # 8-bit pixels (B, 3, H, W) to (B, width)
+
+
+class Judge:
+    """Compare samples with real pixels (N, 3, H, W) in a classifier's pooled features."""
+
+    def __init__(self, net: ImageClassifier, real: Tensor) -> None:
+        self.net = net
+        self.real = in_batches(self._features, real)
+
+    @torch.no_grad()
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.net.features(to_floats(pixels))
+
+    @torch.no_grad()
+    def scores(self, made: Tensor, labels: Tensor | None) -> Metrics:
+        """Score pixels `made`; with the classes that were asked for, count the right ones.
+
+        Statistics come from all real images, precision and recall from the first 10,000 of each.
+        """
+        ours = in_batches(self._features, made)
+        precision, recall = precision_recall(self.real[:10_000], ours[:10_000])
+        found = {
+            "fd_classifier": round(frechet_distance_of_samples(ours, self.real), 4),
+            "precision": round(precision, 4),
+            "recall": round(recall, 4),
+            "samples": len(made),
+            "reference_images": len(self.real),
+        }
+        if labels is not None:
+            right = self.net.head(ours).argmax(1) == labels
+            found["accuracy"] = round(right.double().mean().item(), 4)
+        return found
 
 
 def load_classifier(path: Path = WEIGHTS, device: str = "cpu") -> ImageClassifier:
@@ -28,27 +62,26 @@ def load_classifier(path: Path = WEIGHTS, device: str = "cpu") -> ImageClassifie
     return net.to(device).eval()
 
 
-@torch.no_grad()
-def features(net: ImageClassifier, pixels: Tensor) -> Tensor:
-    """Return pooled features of 8-bit pixels (N, 3, H, W), (N, width), in batches."""
-    return torch.cat([net.features(to_floats(rows)) for rows in pixels.split(500)])
+def load_inception(path: str, device: str = "cpu") -> Features:
+    """Return the features of FID (Heusel et al. 2017): the standard Inception network's pool.
 
-
-@torch.no_grad()
-def scores(net: ImageClassifier, made: Tensor, real: Tensor, labels: Tensor | None) -> Metrics:
-    """Compare pixels `made` with `real`; with the classes that were asked for, count the right.
-
-    Statistics come from all of `real`, precision and recall from the first 10,000 of each.
+    `path` is `inception-2015-12-05.pt`, that network in TorchScript as NVIDIA released it with
+    StyleGAN2-ADA: it takes 8-bit pixels of any size and resizes them itself; width 2048. It is
+    not part of this course. Raises ValueError for another file.
     """
-    ours, theirs = features(net, made), features(net, real)
-    precision, recall = precision_recall(theirs[:10_000], ours[:10_000])
-    found = {
-        "fd_classifier": round(frechet_distance_of_samples(ours, theirs), 4),
-        "precision": round(precision, 4),
-        "recall": round(recall, 4),
-        "samples": len(made),
-        "reference_images": len(real),
-    }
-    if labels is not None:
-        found["accuracy"] = round((net.head(ours).argmax(1) == labels).double().mean().item(), 4)
-    return found
+    try:
+        net = torch.jit.load(path, map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is no TorchScript network: --inception wants one") from error
+    return lambda pixels: net(pixels, return_features=True)
+
+
+@torch.no_grad()
+def fid(features: Features, made: Tensor, real: Tensor) -> float:
+    """Return the Frechet distance of pixels in Inception's features: with 50,000 of each, FID."""
+    return frechet_distance_of_samples(in_batches(features, made), in_batches(features, real))
+
+
+def in_batches(features: Features, pixels: Tensor) -> Tensor:
+    """Return the features of pixels (N, 3, H, W), (N, width), 500 at a time."""
+    return torch.cat([features(rows) for rows in pixels.split(500)])

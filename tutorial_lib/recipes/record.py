@@ -109,11 +109,11 @@ class Journal:
         self.kept = self.path.read_text().splitlines() if resumed and self.path.exists() else []
         self.last: Progress | None = None
 
-    def __call__(self, told: Progress) -> None:
-        """Add a line."""
+    def __call__(self, told: Progress, **measured: float) -> None:
+        """Add a line, with what else was measured."""
         self.kept = [line for line in self.kept if json.loads(line)["step"] < told.step]
         line: Metrics = {"step": told.step, "loss": round(told.loss, 4)}
-        line["seconds"] = round(told.seconds, 1)
+        line |= measured | {"seconds": round(told.seconds, 1)}
         if self.last is not None:
             passed = told.seconds - self.last.seconds
             line["images_per_second"] = round(
@@ -139,12 +139,13 @@ def require_device(device: str) -> None:
         raise ValueError(f"there is no device {device!r} here: choose cpu") from error
 
 
-def _where(device: str) -> dict[str, str]:
+def _where(device: str) -> Metrics:
     gpu = device.startswith("cuda")
     return {
         "device": torch.cuda.get_device_name(device)
         if gpu
         else f"{device.upper()} ({platform.machine()})",
+        "memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 1) if gpu else None,
         "torch": torch.__version__,
         "commit": os.environ.get("COURSE_COMMIT") or _commit(),
     }
