@@ -102,7 +102,7 @@ def throughput(entry: Entry, batch: int, steps: int) -> tuple[float, float]:
     )  # fmt: skip
     net = entry.build().to("cuda", memory_format=torch.channels_last)
     if entry.compiled:
-        net.compile(dynamic=False)
+        net.compile(dynamic=False, fullgraph=isinstance(net, UNet))
     told: list[Progress] = []
     config = TrainConfig(
         steps, batch, 2e-4, grad_clip=1.0, ema_decay=0.9999, log_every=steps // 4,

@@ -250,6 +250,15 @@ def test_label_text_mask_and_time_matter():
     assert not torch.allclose(net(xt, clock + 1, cond), before, atol=1e-6)
 
 
+@every_form
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_as_one_graph(config, training):
+    """PyTorch 2.11 once broke the decoder in pieces, silently; fullgraph=True raises."""
+    net, (xt, clock, cond) = accelerate(randomised(config)).train(training), inputs(config)
+    compiled = torch.compile(net, backend="eager", fullgraph=True, dynamic=False)
+    assert torch.allclose(compiled(xt, clock, cond), net(xt, clock, cond), atol=1e-10)
+
+
 def test_control_is_added_to_the_features():
     net, (xt, clock, _) = randomised(SMALL), inputs(SMALL)
     emb = net.encoder.embed(clock)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -97,7 +97,9 @@ def chain_term(
     ends = s == 0
     # each branch sees all rows: give those that it is not for a step whose value is finite
     kl = step_kl(prediction, schedule, x0, torch.where(ends, t / 2, s), t, variance)
-    decoded = decoder(prediction, schedule, torch.where(ends, t, t / 4))
+    last = ends.to(x0.device).reshape(ends.shape + (1,) * (x0.ndim - 1))
+    near = replace(prediction, x0=torch.where(last, prediction.x0, x0))
+    decoded = decoder(near, schedule, torch.where(ends, t, t / 4))
     return torch.where(ends.to(x0.device), -decoded.log_prob(x0), kl)
 
 

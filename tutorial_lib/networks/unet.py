@@ -239,7 +239,8 @@ class UNet(nn.Module):
 
     def decode(self, features: Sequence[Tensor], emb: Tensor, cond: Any = None) -> Tensor:
         """Return the prediction, (B, out_channels, H, W), from what the encoder returned."""
-        *skips, h = features
+        skips = list(features)
+        h = skips.pop()
         for stage in self.decoder:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb, cond)
         return self.last(h)

@@ -55,7 +55,7 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
     net = ImageClassifier(config.network, len(images.classes), generator=drawn)
     net = net.to(config.device, memory_format=torch.channels_last)
     if config.graph:
-        net.compile(dynamic=False)
+        net.compile(dynamic=False, fullgraph=True)
     schedule = config.schedule(graph=config.graph)
     data = (images.pixels, images.labels)
     kept, journal = config.checkpoint_in(out), config.journal(out)

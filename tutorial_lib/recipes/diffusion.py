@@ -83,7 +83,7 @@ def _fit(config: DiffusionRun, images: Images, out: Path, watch: Watch) -> Train
     net = accelerate(UNet(config.network, generator=drawn))
     net = net.to(config.device, memory_format=torch.channels_last)
     if config.graph:
-        net.compile(dynamic=False)
+        net.compile(dynamic=False, fullgraph=True)
     rarely = max(1000, config.steps // 10)  # a checkpoint of 36 M weights takes seconds
     schedule = config.schedule(
         ema_decay=config.ema_decay, graph=config.graph, checkpoint_every=rarely

@@ -37,7 +37,7 @@ def evaluate(
     """Return everything that is measured of the network kept in `out`, and draw its samples."""
     real = images.pixels.to(config.device)
     by = _judge(config, real)
-    fast = torch.compile(net, dynamic=False) if config.graph else net  # shares net's weights
+    fast = torch.compile(net, dynamic=False, fullgraph=True) if config.graph else net  # shares net's weights
     model, asked = denoiser(fast, config), config.network.n_classes > 0
     curve = [
         _milestone(path, net, model, config, unseen, by)
