@@ -253,9 +253,11 @@ class DiscreteVP(VariancePreserving):
         if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be one row of numbers strictly between 0 and 1")
         self.betas = betas
-        inner = torch.arange(1, len(betas), dtype=torch.float64, device=betas.device) / len(betas)
-        table = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
-        self._tables = {betas.device: (inner, table, table.diff())}  # a copy on each device asked
+        grid = torch.arange(len(betas) + 1, dtype=torch.float64, device=betas.device) / len(betas)
+        falls = 0.5 * torch.log1p(-betas)  # of log alpha, from each grid point to the next
+        table = torch.cat([betas.new_zeros(1), falls.cumsum(0)])
+        slopes = len(betas) * torch.cat([falls, falls[-1:]])  # t = 1 has that of the last segment
+        self._tables = {betas.device: (grid[1:], grid, table, slopes)}  # and on each device asked
 
     @classmethod
     def linear(cls, n_steps: int = 1000) -> DiscreteVP:
@@ -270,35 +272,33 @@ class DiscreteVP(VariancePreserving):
         alpha_bar = ((t + s) / (1 + s) * math.pi / 2).cos() ** 2
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
-    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._tables:  # kept: a CUDA graph cannot record a copy from the host
             tables = next(iter(self._tables.values()))
             self._tables[device] = tuple(table.to(device) for table in tables)
         return self._tables[device]
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return index of the segment that holds t, its left value and its rise."""
-        inner, table, rises = self._tables_on(t.device)
+        """Return the grid point at or before t, log alpha there and the slope from there on."""
+        ends, grid, table, slopes = self._tables_on(t.device)
         # (n / T) * T can round to just under n: compare t with the grid itself
-        left = torch.searchsorted(inner, t.contiguous(), right=True)
-        return left, table[left], rises[left]
+        left = torch.searchsorted(ends, t.contiguous(), right=True)
+        return grid[left], table[left], slopes[left]
 
     def log_alpha(self, t: Time) -> Tensor:
         """Return log alpha(t), half of log alpha_bar at the grid points."""
         t = as_time(t)
-        left, value, rise = self._segment(t)
-        return value + (t * len(self.betas) - left) * rise
+        start, value, slope = self._segment(t)
+        return value + (t - start) * slope
 
     def drift(self, t: Time) -> Tensor:
         """Return d log alpha / dt, constant between grid points (the right-hand slope on them)."""
-        return self._segment(as_time(t))[2] * len(self.betas)
+        return self._segment(as_time(t))[2]
 
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        table = -self._tables_on(log_alpha.device)[1]  # rising
-        left = torch.searchsorted(table, -log_alpha, right=True) - 1
-        left = left.clamp(0, len(self.betas) - 1)
-        fraction = (-log_alpha - table[left]) / (table[left + 1] - table[left])
-        return (left + fraction) / len(self.betas)
+        _, grid, table, slopes = self._tables_on(log_alpha.device)
+        left = (torch.searchsorted(-table, -log_alpha, right=True) - 1).clamp(min=0)
+        return grid[left] + (log_alpha - table[left]) / slopes[left]
 
 
 class VE(Schedule):
