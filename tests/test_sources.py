@@ -27,7 +27,7 @@ PLUMBING = {
     "data": {"std8", "overlap3", "moons", "spirals", "checkerboard"},
     "metrics": {"mode_coverage", "within_mode_variance_ratio"},
     "networks/convolutional": {"downward", "upward"},
-    "schedule": {"Schedule.alpha", "Schedule.sigma", "time_like", "uniform_times"},
+    "schedule": {"Schedule.alpha", "Schedule.at", "Schedule.sigma", "time_like", "uniform_times"},
 }
 
 PRODUCTS = ast.Mult | ast.Div | ast.Pow | ast.MatMult

@@ -51,11 +51,13 @@ class LearnedVP(nn.Module, VariancePreserving):
 
     def log_alpha(self, t: Time) -> Tensor:
         """Return log alpha = 1/2 log sigmoid(2 lambda)."""
-        return 0.5 * nn.functional.logsigmoid(2 * self.lambda_(t))
+        return self.log_level(t)[0]
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log sigma = 1/2 log sigmoid(-2 lambda)."""
-        return 0.5 * nn.functional.logsigmoid(-2 * self.lambda_(t))
+    def log_level(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return 1/2 log sigmoid(2 lambda) and 1/2 log sigmoid(-2 lambda)."""
+        double = 2 * self.lambda_(t)
+        logsigmoid = nn.functional.logsigmoid
+        return 0.5 * logsigmoid(double), 0.5 * logsigmoid(-double)
 
     def drift(self, t: Time) -> Tensor:
         """Return d log alpha / dt = sigma^2 d lambda / dt."""

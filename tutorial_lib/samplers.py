@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor
@@ -14,39 +16,87 @@ from tutorial_lib.schedule import Schedule, Time, as_time, time_like
 Variance = Callable[[Prediction, Schedule, Time, Time], Tensor]
 
 
-def beta(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
-    """Return the forward step's variance, DDPM's beta_t (Ho et al. 2020, section 3.2).
+@dataclass(frozen=True)
+class StepVariance(ABC):
+    """Be a Variance in two parts, so that a sampler has the first for all its steps at once.
+
+    A plain function of (prediction, schedule, s, t) is a Variance too, computed anew at each step.
+    """
+
+    @abstractmethod
+    def of_times(self, schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """Return the numbers that the times alone decide, each of t's shape."""
+
+    def of_prediction(self, prediction: Prediction, *numbers: Tensor | float) -> Tensor | float:
+        """Return the variance that a prediction makes of a step's numbers: the only one, as is."""
+        (variance,) = numbers
+        return variance
+
+    def __call__(self, prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
+        """Return the variance of p(x_s | x_t), ready to multiply x_t."""
+        s, t = (time_like(time, prediction.xt) for time in (s, t))
+        numbers = (n.to(prediction.xt.dtype) for n in self.of_times(schedule, s, t))
+        return self.of_prediction(prediction, *numbers)
+
+
+class Beta(StepVariance):
+    """Give the forward step's variance, DDPM's beta_t (Ho et al. 2020, section 3.2).
 
     Right when the data are N(0, I); too large when they are a point.
     """
-    s, t = (time_like(time, prediction.xt) for time in (s, t))
-    return schedule.transition(s, t)[1].to(prediction.xt.dtype)
+
+    def of_times(self, schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor]:
+        """Return the variance of q(x_t | x_s)."""
+        return (schedule.transition(s, t)[1],)
 
 
-def beta_tilde(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
-    """Return the variance of q(x_s | x_t, x_0) (DDPM, Ho et al. 2020, eq. 7).
+class BetaTilde(StepVariance):
+    """Give the variance of q(x_s | x_t, x_0) (DDPM, Ho et al. 2020, eq. 7).
 
     Right when the data are a point; too small otherwise.
     """
-    s, t = (time_like(time, prediction.xt) for time in (s, t))
-    return schedule.posterior_weights(s, t)[2].to(prediction.xt.dtype)
+
+    def of_times(self, schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor]:
+        """Return the variance of q(x_s | x_t, x_0)."""
+        return (schedule.posterior_weights(s, t)[2],)
 
 
-def learned_range(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
-    """Return exp(v log beta + (1 - v) log beta_tilde) (Nichol & Dhariwal 2021, eq. 15).
+class LearnedRange(StepVariance):
+    """Give exp(v log beta + (1 - v) log beta_tilde) (Nichol & Dhariwal 2021, eq. 15).
 
     v is the network's `variance_fraction`. Where beta_tilde is 0, at the step to clean data, that
     of the step before it stands in, as long again (the authors' code: step 2's at step 1).
     """
-    fraction = prediction.variance_fraction
-    if fraction is None:
-        raise ValueError("this network has no variance head: learned_range needs one")
-    s, t = as_time(s), as_time(t)
-    last = schedule.sigma(s) == 0
-    low, high = torch.where(last, t, s), torch.where(last, 2 * t - s, t)
-    narrow = beta_tilde(prediction, schedule, low, high)
-    wide = beta(prediction, schedule, s, t)
-    return (fraction * wide.log() + (1 - fraction) * narrow.log()).exp()
+
+    def of_times(self, schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log beta and log beta_tilde."""
+        s, t = as_time(s), as_time(t)
+        last = schedule.sigma(s) == 0
+        low, high = torch.where(last, t, s), torch.where(last, 2 * t - s, t)
+        wide, narrow = schedule.transition(s, t)[1], schedule.posterior_weights(low, high)[2]
+        return wide.log(), narrow.log()
+
+    def of_prediction(
+        self, prediction: Prediction, wide: Tensor | float, narrow: Tensor | float
+    ) -> Tensor:
+        """Return the variance at the prediction's fraction of the range; a ValueError without."""
+        fraction = prediction.variance_fraction
+        if fraction is None:
+            raise ValueError("this network has no variance head: learned_range needs one")
+        return (narrow + fraction * (wide - narrow)).exp()
+
+
+beta, beta_tilde, learned_range = Beta(), BetaTilde(), LearnedRange()
+
+
+def _by_step(
+    variance: Variance, schedule: Schedule, times: Tensor
+) -> tuple[Callable[..., Tensor | float], Iterable[tuple]]:
+    """Return how a prediction gives a step's variance, and what else that takes at each step."""
+    if isinstance(variance, StepVariance):
+        numbers = variance.of_times(schedule, times[1:], times[:-1])
+        return variance.of_prediction, zip(*(n.tolist() for n in numbers), strict=True)
+    return variance, ((schedule, s, t) for t, s in pairwise(times))
 
 
 def ancestral(
@@ -65,13 +115,14 @@ def ancestral(
     """
     schedule = denoiser.schedule
     keeps, gains, _ = schedule.posterior_weights(times[1:], times[:-1])  # of all steps at once
-    weights = zip(keeps.tolist(), gains.tolist(), strict=True)
-    for (t, s), (keep, gain) in zip(pairwise(times), weights, strict=True):
+    spread, known = _by_step(variance, schedule, times[times > 0])  # nothing for a step to s = 0
+    steps = zip_longest(times[:-1], keeps.tolist(), gains.tolist(), known)
+    for t, keep, gain, given in steps:
         prediction = denoiser(x, t, cond)
         x = keep * x + gain * prediction.x0
-        if s > 0:
+        if given is not None:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            x = x + variance(prediction, schedule, s, t).sqrt() * noise
+            x = x + spread(prediction, *given) ** 0.5 * noise
         yield x
 
 
@@ -94,13 +145,12 @@ def ddim(
     fresh = eta**2 * schedule.posterior_weights(times[1:], times[:-1])[2]  # variances, all steps'
     along = (schedule.sigma(times[1:]) ** 2 - fresh).clamp(min=0).sqrt()
     alphas = schedule.alpha(times[1:])
-    columns = (alphas.tolist(), along.tolist(), fresh.sqrt().tolist())
-    for (t, s), (alpha, towards, std) in zip(
-        pairwise(times), zip(*columns, strict=True), strict=True
-    ):
+    stds = fresh.sqrt() * (times[1:] > 0)
+    columns = (alphas.tolist(), along.tolist(), stds.tolist())
+    for t, alpha, towards, std in zip(times[:-1], *columns, strict=True):
         prediction = denoiser(x, t, cond)
         x = alpha * prediction.x0 + towards * prediction.eps
-        if eta > 0 and s > 0:
+        if std > 0:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + std * noise
         yield x

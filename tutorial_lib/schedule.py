@@ -30,7 +30,7 @@ class Level:
 def as_time(t: Time) -> Tensor:
     """Return `t` as a float64 tensor; a ValueError outside [0, 1] (not looked at on a GPU)."""
     t = torch.as_tensor(t, dtype=torch.float64)
-    if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
+    if t.is_cpu and not (0 <= t.item() <= 1 if t.ndim == 0 else (t == t.clamp(0, 1)).all()):
         raise ValueError(f"time must lie in [0, 1], got {t.min():.6g} to {t.max():.6g}")
     return t
 
@@ -56,8 +56,8 @@ class Schedule(ABC):
         """Return log alpha(t), the log of the factor on the data."""
 
     @abstractmethod
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log sigma(t), the log of the noise's standard deviation."""
+    def log_level(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return log alpha(t) and log sigma(t); what they share is computed once."""
 
     @abstractmethod
     def time_of(self, lambda_: Time) -> Tensor:
@@ -71,6 +71,10 @@ class Schedule(ABC):
     def diffusion2(self, t: Time) -> Tensor:
         """Return g^2(t) = -2 sigma^2 d lambda / dt (Kingma et al. 2021, section 5)."""
 
+    def log_sigma(self, t: Time) -> Tensor:
+        """Return log sigma(t), the log of the noise's standard deviation."""
+        return self.log_level(t)[1]
+
     def alpha(self, t: Time) -> Tensor:
         """Return alpha(t)."""
         return self.log_alpha(t).exp()
@@ -81,7 +85,8 @@ class Schedule(ABC):
 
     def lambda_(self, t: Time) -> Tensor:
         """Return log(alpha / sigma), half the log-SNR (Lu et al. 2022, section 3)."""
-        return self.log_alpha(t) - self.log_sigma(t)
+        log_alpha, log_sigma = self.log_level(t)
+        return log_alpha - log_sigma
 
     def snr(self, t: Time) -> Tensor:
         """Return the signal-to-noise ratio alpha^2 / sigma^2 (Kingma et al. 2021, section 3.1)."""
@@ -89,8 +94,8 @@ class Schedule(ABC):
 
     def at(self, t: Time, like: Tensor) -> Level:
         """Return alpha and sigma at `t`, () or (B,), ready to multiply `like`, (B, ...)."""
-        t = time_like(t, like)
-        return Level(self.alpha(t).to(like.dtype), self.sigma(t).to(like.dtype))
+        logs = self.log_level(time_like(t, like))
+        return Level(*(log.exp().to(like.dtype) for log in logs))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """Return x_t = alpha x_0 + sigma eps (DDPM, Ho et al. 2020, eq. 4)."""
@@ -103,21 +108,22 @@ class Schedule(ABC):
         Between DDPM's neighbours they are sqrt(alpha_t) and beta_t.
         """
         s, t = as_time(s), as_time(t)
-        if t.device.type == "cpu" and not bool((s < t).all()):
+        if t.is_cpu and not bool((s < t).all()):
             raise ValueError("a transition runs from s to a later t: s < t")
-        scale = (self.log_alpha(t) - self.log_alpha(s)).exp()
-        return scale, -(self.sigma(t) ** 2) * torch.expm1(2 * (self.lambda_(t) - self.lambda_(s)))
+        (log_alpha, log_sigma), (log_alpha_t, log_sigma_t) = self.log_level(s), self.log_level(t)
+        fall = (log_alpha_t - log_sigma_t) - (log_alpha - log_sigma)  # of lambda from s to t
+        return (log_alpha_t - log_alpha).exp(), -(log_sigma_t.exp() ** 2) * torch.expm1(2 * fall)
 
     def posterior_weights(self, s: Time, t: Time) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights of x_t and x_0 in q(x_s | x_t, x_0), and its variance, for s < t.
 
         Kingma et al. 2021, appendix A; between neighbours, Ho et al. 2020, eq. 6-7.
         """
-        s, t = as_time(s), as_time(t)
         scale, variance = self.transition(s, t)
-        share = variance / self.sigma(t) ** 2  # how much of x_t's noise came after s
-        keep = scale * (2 * (self.log_sigma(s) - self.log_sigma(t))).exp()
-        return keep, self.alpha(s) * share, self.sigma(s) ** 2 * share
+        (log_alpha, log_sigma), log_sigma_t = self.log_level(s), self.log_sigma(t)
+        share = variance / log_sigma_t.exp() ** 2  # how much of x_t's noise came after s
+        keep = scale * (2 * (log_sigma - log_sigma_t)).exp()
+        return keep, log_alpha.exp() * share, log_sigma.exp() ** 2 * share
 
     def posterior(self, x0: Tensor, xt: Tensor, s: Time, t: Time) -> Gaussian:
         """Return q(x_s | x_t, x_0) for any s < t (Kingma et al. 2021, appendix A).
@@ -139,16 +145,15 @@ class VariancePreserving(Schedule):
     @abstractmethod
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor: ...
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log sqrt(1 - alpha^2), without cancellation near t = 0."""
-        return 0.5 * (-torch.expm1(2 * self.log_alpha(t))).log()
+    def log_level(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return log alpha and log sqrt(1 - alpha^2), without cancellation near t = 0."""
+        log_alpha = self.log_alpha(t)
+        return log_alpha, 0.5 * (-torch.expm1(2 * log_alpha)).log()
 
     def time_of(self, lambda_: Time) -> Tensor:
         """Return the t where log(alpha / sigma) is `lambda_`: alpha^2 = sigmoid(2 lambda)."""
         lambda_ = torch.as_tensor(lambda_, dtype=torch.float64)
-        return self._time_of_log_alpha(
-            -0.5 * torch.logaddexp(torch.zeros_like(lambda_), -2 * lambda_)
-        )
+        return self._time_of_log_alpha(0.5 * torch.nn.functional.logsigmoid(2 * lambda_))
 
     def diffusion2(self, t: Time) -> Tensor:
         """Return g^2 = -2 f: noise puts back what the drift removes (Song et al. 2021, eq. 11)."""
@@ -169,7 +174,7 @@ class LinearBeta(Schedule):
     def log_alpha(self, t: Time) -> Tensor:
         """Return -1/2 int_0^t beta (Song et al. 2021, eq. 33)."""
         t = as_time(t)
-        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+        return -0.5 * t * (self.beta_min + t * (0.5 * (self.beta_max - self.beta_min)))
 
     def drift(self, t: Time) -> Tensor:
         """Return -beta(t) / 2 (Song et al. 2021, eq. 11)."""
@@ -190,9 +195,10 @@ class LinearVP(LinearBeta, VariancePreserving):
 class SubVP(LinearBeta):
     """Give the sub-VP schedule, sigma = 1 - alpha^2 (Song et al. 2021, eq. 12 and 29)."""
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log(1 - alpha^2) (Song et al. 2021, eq. 29)."""
-        return (-torch.expm1(2 * self.log_alpha(t))).log()
+    def log_level(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return log alpha and log(1 - alpha^2) (Song et al. 2021, eq. 29)."""
+        log_alpha = self.log_alpha(t)
+        return log_alpha, (-torch.expm1(2 * log_alpha)).log()
 
     def time_of(self, lambda_: Time) -> Tensor:
         """Return the t where log(alpha / sigma) is `lambda_`: alpha^2 + alpha / e^lambda = 1."""
@@ -217,23 +223,19 @@ class CosineVP(VariancePreserving):
         log_alpha_end = -0.5 * math.log1p(math.exp(-2 * lambda_end))
         self._span = math.acos(math.exp(log_alpha_end) * math.cos(self._start)) - self._start
 
-    def _angle(self, t: Time) -> Tensor:
-        return self._start + self._span * as_time(t)
-
     def log_alpha(self, t: Time) -> Tensor:
         """Return log cos(angle) - log cos(angle_0), without cancellation near t = 0."""
         half, start = 0.5 * self._span * as_time(t), self._start
         # cos(a + 2h) / cos(a) - 1 = -2 sin(h) sin(a + h) / cos(a)
-        return torch.log1p(-2 * half.sin() * (start + half).sin() / math.cos(start))
+        return torch.log1p(half.sin() * (start + half).sin() / (-0.5 * math.cos(start)))
 
     def drift(self, t: Time) -> Tensor:
         """Return d log alpha / dt = -tan(angle) d angle / dt."""
-        return -self._span * self._angle(t).tan()
+        return -self._span * (self._start + self._span * as_time(t)).tan()
 
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        # sin^2 = 1 - cos^2 through expm1 keeps both ends accurate
         cos = math.cos(self._start) * log_alpha.exp()
-        sin2 = -torch.expm1(2 * log_alpha) * math.cos(self._start) ** 2
+        sin2 = -torch.expm1(2 * log_alpha) * math.cos(self._start) ** 2  # accurate at both ends
         sin = (sin2 + math.sin(self._start) ** 2).sqrt()
         sin_gap = sin2 / (sin + math.sin(self._start))  # sin(angle) - sin(angle_0)
         # tan of the half difference: (sin a - sin b) / (cos a + cos b)
@@ -251,8 +253,11 @@ class DiscreteVP(VariancePreserving):
         if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must be one row of numbers strictly between 0 and 1")
         self.betas = betas
-        table = torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
-        self._tables = {table.device: table}  # log alpha at the grid points, on each device asked
+        grid = torch.arange(len(betas) + 1, dtype=torch.float64, device=betas.device) / len(betas)
+        falls = 0.5 * torch.log1p(-betas)  # of log alpha, from each grid point to the next
+        table = torch.cat([betas.new_zeros(1), falls.cumsum(0)])
+        slopes = len(betas) * torch.cat([falls, falls[-1:]])  # t = 1 has that of the last segment
+        self._tables = {betas.device: (grid[1:], grid, table, slopes)}  # and on each device asked
 
     @classmethod
     def linear(cls, n_steps: int = 1000) -> DiscreteVP:
@@ -267,35 +272,33 @@ class DiscreteVP(VariancePreserving):
         alpha_bar = ((t + s) / (1 + s) * math.pi / 2).cos() ** 2
         return cls((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
-    def _log_alpha(self, device: torch.device) -> Tensor:
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._tables:  # kept: a CUDA graph cannot record a copy from the host
-            self._tables[device] = next(iter(self._tables.values())).to(device)
+            tables = next(iter(self._tables.values()))
+            self._tables[device] = tuple(table.to(device) for table in tables)
         return self._tables[device]
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return index of the segment that holds t, its left value and its rise."""
-        table, n_steps = self._log_alpha(t.device), len(self.betas)
+        """Return the grid point at or before t, log alpha there and the slope from there on."""
+        ends, grid, table, slopes = self._tables_on(t.device)
         # (n / T) * T can round to just under n: compare t with the grid itself
-        starts = torch.arange(n_steps, dtype=torch.float64, device=t.device) / n_steps
-        left = torch.searchsorted(starts, t.contiguous(), right=True) - 1
-        return left, table[left], table[left + 1] - table[left]
+        left = torch.searchsorted(ends, t.contiguous(), right=True)
+        return grid[left], table[left], slopes[left]
 
     def log_alpha(self, t: Time) -> Tensor:
         """Return log alpha(t), half of log alpha_bar at the grid points."""
         t = as_time(t)
-        left, value, rise = self._segment(t)
-        return value + (t * len(self.betas) - left) * rise
+        start, value, slope = self._segment(t)
+        return value + (t - start) * slope
 
     def drift(self, t: Time) -> Tensor:
         """Return d log alpha / dt, constant between grid points (the right-hand slope on them)."""
-        return self._segment(as_time(t))[2] * len(self.betas)
+        return self._segment(as_time(t))[2]
 
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        table = -self._log_alpha(log_alpha.device)  # rising
-        left = torch.searchsorted(table, -log_alpha, right=True) - 1
-        left = left.clamp(0, len(self.betas) - 1)
-        fraction = (-log_alpha - table[left]) / (table[left + 1] - table[left])
-        return (left + fraction) / len(self.betas)
+        _, grid, table, slopes = self._tables_on(log_alpha.device)
+        left = (torch.searchsorted(-table, -log_alpha, right=True) - 1).clamp(min=0)
+        return grid[left] + (log_alpha - table[left]) / slopes[left]
 
 
 class VE(Schedule):
@@ -311,9 +314,9 @@ class VE(Schedule):
         """Return 0: the data are never scaled."""
         return torch.zeros_like(as_time(t))
 
-    def log_sigma(self, t: Time) -> Tensor:
-        """Return log sigma_min + t log(sigma_max / sigma_min) (Song et al. 2021, eq. 30)."""
-        return math.log(self.sigma_min) + as_time(t) * self._log_ratio
+    def log_level(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return 0 and log sigma_min + t log(sigma_max / sigma_min) (Song et al. 2021, eq. 30)."""
+        return self.log_alpha(t), math.log(self.sigma_min) + as_time(t) * self._log_ratio
 
     def time_of(self, lambda_: Time) -> Tensor:
         """Return the t at which log(alpha / sigma) is `lambda_`: lambda is linear in t."""

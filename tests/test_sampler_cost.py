@@ -1,0 +1,91 @@
+"""What a sampler adds to its network: so many torch operations a step, counted, not timed."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from truths import SCHEDULES, every_schedule, generator, normal, variants
+
+from tutorial_lib.denoiser import NetworkDenoiser
+from tutorial_lib.samplers import ancestral, beta, beta_tilde, ddim, final, learned_range
+from tutorial_lib.schedule import uniform_times
+
+every_variance = pytest.mark.parametrize(
+    "variance", [beta, beta_tilde, learned_range], ids=["beta", "beta_tilde", "learned_range"]
+)
+
+
+class Still(nn.Module):
+    """The cheapest network with a variance head: its answer, whatever it is asked, is ready."""
+
+    def __init__(self):
+        super().__init__()
+        self.answer = normal(1, 6, 4, 4).float()
+
+    def forward(self, xt, clock, cond=None):
+        return self.answer
+
+
+class Count(TorchDispatchMode):
+    """Count the operations that torch is asked for, reads of a number by the host among them."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def walk(name, times, sampler=ancestral, dtype=torch.float32, **options):
+    denoiser = NetworkDenoiser(Still(), SCHEDULES[name])
+    x = normal(1, 3, 4, 4).to(dtype)
+    return sampler(denoiser, x, times, generator=generator(7), **options)
+
+
+def per_step(name, sampler=ancestral, **options) -> float:
+    """Operations of one more step."""
+
+    def operations(n):
+        with Count() as count:
+            final(walk(name, uniform_times(n)[:-1], sampler, **options))
+        return count.operations
+
+    return (operations(30) - operations(10)) / 20
+
+
+def whole(variance):
+    """The same variance as a plain function, which is computed anew at each step."""
+    return lambda *arguments: variance(*arguments)
+
+
+MOST = 64  # operations a step, of about 1.5 microseconds each; 41 to 60 are needed
+some_schedules = pytest.mark.parametrize("name", ["linear", "cosine", "discrete linear"])
+
+
+@some_schedules
+@every_variance
+def test_an_ancestral_step_costs_little(name, variance):
+    assert per_step(name, variance=variance) <= MOST
+
+
+@some_schedules
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_ddim_step_costs_little(name, eta):
+    assert per_step(name, ddim, eta=eta) <= MOST
+
+
+@variants(a=whole(beta), b=whole(beta_tilde), c=whole(learned_range))
+def test_a_variance_anew_at_each_step_is_seen(wrong):
+    assert per_step("linear", variance=wrong) > MOST
+
+
+@every_schedule
+@every_variance
+@pytest.mark.parametrize("times", [[1.0, 0.6, 0.0], [1.0, 0.5, 0.2, 0.1], [0.3, 0.0]])
+def test_all_steps_at_once_are_the_same_steps(name, variance, times):
+    """Where a step from t > 1/2 to the data is never asked for the range's stand-in at 2 t."""
+    times, options = torch.tensor(times, dtype=torch.float64), {"dtype": torch.float64}
+    at_once = walk(name, times, variance=variance, **options)
+    one_by_one = walk(name, times, variance=whole(variance), **options)
+    for x, same in zip(at_once, one_by_one, strict=True):
+        assert (x - same).abs().max() <= 1e-12 * same.abs().max()
