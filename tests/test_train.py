@@ -403,6 +403,18 @@ def test_how_often_a_run_reports_and_saves_may_change(tmp_path):
     )
 
 
+def test_a_checkpoint_says_what_it_is_about_and_another_session_may_say_else(tmp_path):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(At(31, crash), checkpoint=path, about={"recipe": "a", "commit": "b", "step": "7"})
+    metadata, _ = checkpoints.read(path)
+    assert (metadata["recipe"], metadata["commit"]) == ("a", "b")
+    assert metadata["step"] == "30"  # what going on needs cannot be overwritten
+    assert same(run(), run(checkpoint=path, about={"recipe": "c"}))
+    metadata, _ = checkpoints.read(path)
+    assert metadata["recipe"] == "c" and "commit" not in metadata
+
+
 # files that break
 
 

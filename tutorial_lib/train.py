@@ -120,6 +120,7 @@ def train(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     keep: int = 1,
+    about: dict[str, str] | None = None,
     progress: bool | None = None,
     watch: Watcher | None = None,
 ) -> TrainResult:
@@ -132,6 +133,7 @@ def train(
     `watch` is told every `log_every` steps how things stand. The last `keep` checkpoints stay,
     older ones as checkpoint.1, .2, ... A finished checkpoint is returned as it is. It knows its
     config, its data and the shapes of its network, but not its objective: name the file after it.
+    What it is `about` (a recipe, a commit) goes into its metadata, for people to read.
     Ctrl-C ends the step in hand, saves and raises KeyboardInterrupt; a second one stops at once.
     Raises TrainingDiverged within `log_every` steps, CheckpointError. By default (progress=None)
     the bar hides where no person watches: PYTEST_VERSION (pytest, nbval), CI or TQDM_DISABLE is
@@ -143,7 +145,7 @@ def train(
     joined = ranks.joined(device)
     with joined, held_interrupts() as interrupts, stream, borrowed_for_dropout:
         run = _Run(module, data, config)
-        store = RunFile(Path(checkpoint), keep) if checkpoint is not None else None
+        store = RunFile(Path(checkpoint), keep, about or {}) if checkpoint is not None else None
         if store and store.path.exists():
             store.load(run)
         with _bar(run, progress) as bar:

@@ -98,6 +98,11 @@ def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Me
     return json.loads(text)
 
 
+def written_by(name: str) -> dict[str, str]:
+    """Return what a checkpoint says of its origin: the recipe, and the commit that ran it."""
+    return {"recipe": name, "commit": _commit()}
+
+
 class Journal:
     """Write log.jsonl while a run goes on: loss, images per second and seconds, in JSON lines.
 
@@ -147,11 +152,13 @@ def _where(device: str) -> Metrics:
         else f"{device.upper()} ({platform.machine()})",
         "memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 1) if gpu else None,
         "torch": torch.__version__,
-        "commit": os.environ.get("COURSE_COMMIT") or _commit(),
+        "commit": _commit(),
     }
 
 
 def _commit() -> str:
+    if named := os.environ.get("COURSE_COMMIT"):
+        return named
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
