@@ -266,12 +266,20 @@ def test_the_bar_shows_loss_rate_and_time_left_to_a_person_alone(capfd, monkeypa
         monkeypatch.delenv(name, raising=False)
     run()
     shown = capfd.readouterr().err
-    assert all(part in shown for part in ("60/60", "<00:00", "step/s", "loss="))
+    assert all(part in shown for part in ("960/960", "<00:00", "examples/s", "loss="))
     monkeypatch.setenv("CI", "true")
     run()
     assert capfd.readouterr() == ("", "")
     run(progress=True)
-    assert "60/60" in capfd.readouterr().err
+    assert "960/960" in capfd.readouterr().err
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_stopped(tmp_path, capfd):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(At(31, crash), checkpoint=path)
+    run(checkpoint=path, progress=True)
+    assert "480/960" in capfd.readouterr().err
 
 
 # going on

@@ -151,7 +151,7 @@ def train(
         with _bar(run, progress) as bar:
             while run.step < config.steps:
                 run.advance(objective)
-                bar.update()
+                bar.update(config.batch_size)
                 together = ranks.size() == 1 or run.step % config.log_every == 0
                 stopping = together and ranks.any_of(bool(interrupts))
                 _tend(run, store, bar, watch, stopping)
@@ -334,4 +334,6 @@ def _bar(run: _Run, progress: bool | None) -> tqdm:
     if progress is None:
         unwatched = ("CI", "PYTEST_VERSION", "TQDM_DISABLE")
         progress = not any(os.environ.get(name) for name in unwatched) and ranks.rank() == 0
-    return tqdm(total=run.config.steps, initial=run.step, unit="step", disable=not progress)
+    total, done = (steps * run.config.batch_size for steps in (run.config.steps, run.step))
+    shown = {"unit": " examples", "unit_scale": True, "disable": not progress}
+    return tqdm(total=total, initial=done, **shown)
