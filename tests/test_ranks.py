@@ -55,9 +55,9 @@ import sys
 sys.path.insert(0, {tests!r})
 import test_diffusion_recipe
 from tutorial_lib import recipes
-from tutorial_lib.recipes import diffusion
-diffusion.cifar10 = test_diffusion_recipe.invented
-sys.exit(recipes.main(["cifar10_course", "--tiny", "--shards", "2", "--out", {out!r}]))
+from tutorial_lib.recipes import diffusion, image_vae
+diffusion.cifar10 = image_vae.cifar10 = test_diffusion_recipe.invented
+sys.exit(recipes.main([{name!r}, "--tiny", "--shards", "2", "--out", {out!r}]))
 """
 TESTS = str(Path(__file__).parent)
 
@@ -127,11 +127,12 @@ def test_too_few_shards_are_told(tmp_path):
     assert done.returncode != 0 and "2 processes cannot share 1 shards" in done.stderr
 
 
-def test_a_recipe_on_two_processes_is_written_once(tmp_path):
+@pytest.mark.parametrize("name", ["cifar10_course", "cifar10_vae"])
+def test_a_recipe_on_two_processes_is_written_once(tmp_path, name):
     found = []
     for n in (1, 2):
         program, out = tmp_path / f"{n}.py", tmp_path / str(n)
-        program.write_text(RECIPE.format(tests=TESTS, out=str(out)))
+        program.write_text(RECIPE.format(tests=TESTS, name=name, out=str(out)))
         done = processes(n, program)
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(json.loads(done.stdout))
