@@ -17,6 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+# Who frees a gloo group waits for its threads, and these for the GIL, which Python's own reference
+# lets go of meanwhile and DistributedDataParallel's does not: Python's must be the last.
+_parted: list[dist.ProcessGroup | None] = []
+
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
@@ -30,6 +34,7 @@ def joined(device: torch.device) -> Iterator[None]:
         # gloo's threads let go of their tensors meanwhile: they need the GIL that parting holds
         dist.barrier()
     finally:
+        _parted.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
