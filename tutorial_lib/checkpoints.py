@@ -145,7 +145,7 @@ class RunFile:
         states = {"dropout": borrowed.state(run.device)} if ranks.rank() == 0 else {}
         own = zip(run.own, run.generators, strict=True)
         states |= {f"generator {k}": generator.get_state() for k, generator in own}
-        tensors = run.tensors() | ranks.merged(states)
+        tensors = ranks.gathered(run.tensors()) | ranks.merged(states)
         if ranks.rank() == 0:
             write(self.path, tensors, metadata, f"after step {run.step}", self.keep)
         ranks.wait()

@@ -27,7 +27,8 @@ class RunConfig:
     """Fix how long a run trains, on what and where.
 
     `images` and `test_images` limit the data; `source` is where CIFAR-10 lies, as for `cifar10`.
-    `shards` is a multiple of the number of processes, under torchrun (`ranks`).
+    `shards` is a multiple of the number of processes, under torchrun (`ranks`); `sharded` shares
+    out the network too (`TrainConfig`).
     """
 
     steps: int
@@ -41,12 +42,14 @@ class RunConfig:
     out: str | None = None
     checkpoint: bool = False
     shards: int = 1
+    sharded: bool = False
 
     def schedule(self, **others: Any) -> TrainConfig:
         """Return how `train` is to run: a warm-up of at most 500 steps, clipped gradients."""
         warmup = min(500, self.steps // 10)
         shared: Metrics = {"warmup": warmup, "grad_clip": 1.0, "seed": self.seed}
-        shared |= {"log_every": max(1, self.steps // 100), "shards": self.shards}
+        shared |= {"shards": self.shards, "sharded": self.sharded}
+        shared |= {"log_every": max(1, self.steps // 100)}
         return TrainConfig(self.steps, self.batch_size, self.learning_rate, **shared | others)
 
     def checkpoint_in(self, out: Path) -> Path | None:
