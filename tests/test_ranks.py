@@ -1,14 +1,17 @@
-"""One run on one process and on two (gloo, by torchrun): the same weights. Takes 25 s."""
+"""One run on one process and on two (gloo, by torchrun): the same weights. Takes a minute."""
 
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from tutorial_lib import train
 from tutorial_lib.networks.mlp import PointMLP
@@ -28,25 +31,58 @@ def objective(net, x, generator):
     return (net(x + noise, torch.zeros(len(x))) - x).square().sum(1)
 
 
-def fit(config=SHARED, checkpoint=None):
+def fit(config=SHARED, checkpoint=None, watch=None):
     net = PointMLP(width=8, depth=2, generator=torch.Generator().manual_seed(5))
-    return train.train(net, pool(), objective, config, checkpoint=checkpoint)
+    kept = {"checkpoint": checkpoint, "keep": 2, "watch": watch}
+    return train.train(net, pool(), objective, config, **kept)
+
+
+class Watch:
+    """Run the averaged network whenever told, on the one process that is."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, told):
+        with torch.no_grad():
+            self.seen.append(told.ema(torch.eye(2), torch.zeros(2)))
+
+
+def held(run):
+    """How many numbers of weights, averages, gradients and Adam's state lie in this process."""
+    kept = [x for name, x in run.tensors().items() if not name.endswith(("losses", ".step"))]
+    kept += [*run.module.parameters(), *run.ema.parameters(), *(w.grad for w in run.weights)]
+    distinct = {id(x): x for x in kept}.values()
+    return sum((x.to_local() if isinstance(x, DTensor) else x).numel() for x in distinct)
+
+
+@contextmanager
+def counting():
+    """Collect what each run holds at its end, before it is put together."""
+    counts, result = [], train._Run.result
+
+    def counted(run):
+        counts.append(held(run))
+        return result(run)
+
+    with mock.patch.object(train._Run, "result", counted):
+        yield counts
 
 
 PROGRAM = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import torch, test_ranks
 from dataclasses import replace
-from tutorial_lib import ranks
-config = replace(test_ranks.SHARED, **{changes!r})
+config, watch = replace(test_ranks.SHARED, **{changes!r}), test_ranks.Watch()
 try:
-    result = test_ranks.fit(config, {checkpoint!r})
+    with test_ranks.counting() as counts:
+        result = test_ranks.fit(config, {checkpoint!r}, watch)
 except ValueError as error:
     sys.exit(str(error))
-if int(__import__("os").environ["RANK"]) == 0:
-    weights = list(result.ema.parameters()) + list(result.module.parameters())
-    torch.save([result.losses, *[w.detach() for w in weights]], {out!r})
+torch.save([counts, watch.seen], {out!r} + os.environ["RANK"])
+if os.environ["RANK"] == "0":
+    torch.save(test_ranks.listed(result), {out!r})
 """
 
 
@@ -55,9 +91,9 @@ import sys
 sys.path.insert(0, {tests!r})
 import test_diffusion_recipe
 from tutorial_lib import recipes
-from tutorial_lib.recipes import diffusion
-diffusion.cifar10 = test_diffusion_recipe.invented
-sys.exit(recipes.main(["cifar10_course", "--tiny", "--shards", "2", "--out", {out!r}]))
+from tutorial_lib.recipes import diffusion, image_vae
+diffusion.cifar10 = image_vae.cifar10 = test_diffusion_recipe.invented
+sys.exit(recipes.main([{name!r}, "--tiny", "--shards", "2", "--out", {out!r}, *{options!r}]))
 """
 TESTS = str(Path(__file__).parent)
 
@@ -99,6 +135,38 @@ def test_two_processes_train_as_one_does_and_either_goes_on(tmp_path):
     assert gap(alone, listed(fit(SHARED, path))) < 1e-5  # read by one process
 
 
+def halfway(path):
+    """The checkpoint that a run keeps beside its last one: that of step 20 of 40."""
+    return path.with_name(f"{path.name}.1")
+
+
+def test_weights_in_pieces_train_as_whole_ones_and_go_on_whole(tmp_path):
+    watch, path = Watch(), tmp_path / "run.safetensors"
+    with counting() as whole:
+        alone = listed(fit(SHARED, watch=watch))
+    done, together = on_two(tmp_path, path, sharded=True)
+    assert together is not None, done.stderr[-2000:]
+    assert gap(alone, together) < 1e-5
+    (lead, seen), (other, nothing) = (torch.load(tmp_path / f"out.pt{rank}") for rank in (0, 1))
+    assert gap(watch.seen, seen) < 1e-5 and not nothing  # rank 0 runs the average on its own
+    assert lead == other == [whole[0] / 2]
+    assert gap(alone, listed(fit(SHARED, halfway(path)))) < 1e-5
+
+
+def test_a_run_begun_whole_goes_on_in_pieces(tmp_path):
+    path = tmp_path / "run.safetensors"
+    alone = listed(fit(SHARED, path))
+    done, together = on_two(tmp_path, halfway(path), sharded=True)
+    assert together is not None, done.stderr[-2000:]
+    assert gap(alone, together) < 1e-5
+
+
+def test_one_process_holds_all_even_sharded():
+    with counting() as counts:
+        alone, sharded = listed(fit()), listed(fit(replace(SHARED, sharded=True)))
+    assert gap(alone, sharded) == 0 and counts[0] == counts[1]
+
+
 def test_a_run_begun_on_one_goes_on_on_two(tmp_path):
     path = tmp_path / "run.safetensors"
 
@@ -127,13 +195,14 @@ def test_too_few_shards_are_told(tmp_path):
     assert done.returncode != 0 and "2 processes cannot share 1 shards" in done.stderr
 
 
-def test_a_recipe_on_two_processes_is_written_once(tmp_path):
+@pytest.mark.parametrize("name", ["cifar10_course", "cifar10_vae"])
+def test_a_recipe_on_two_processes_is_written_once(tmp_path, name):
     found = []
-    for n in (1, 2):
-        program, out = tmp_path / f"{n}.py", tmp_path / str(n)
-        program.write_text(RECIPE.format(tests=TESTS, out=str(out)))
+    for how, (n, options) in enumerate([(1, []), (2, []), (2, ["--sharded"])]):
+        program, out = tmp_path / f"{how}.py", tmp_path / str(how)
+        program.write_text(RECIPE.format(tests=TESTS, name=name, options=options, out=str(out)))
         done = processes(n, program)
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append(json.loads(done.stdout))
+        found.append(json.loads(done.stdout)["bits_per_dim"])
         assert len((out / "log.jsonl").read_text().splitlines()) == 20
-    assert found[1]["bits_per_dim"] == pytest.approx(found[0]["bits_per_dim"], rel=1e-3)
+    assert found[1:] == pytest.approx([found[0], found[0]], rel=1e-3)

@@ -19,7 +19,7 @@ from tests.truths import generator
 from tutorial_lib import recipes
 from tutorial_lib.autoencoder import Bound
 from tutorial_lib.autoencoder import image_vae as build_vae
-from tutorial_lib.checkpoints import CheckpointError
+from tutorial_lib.checkpoints import CheckpointError, read
 from tutorial_lib.cifar10 import Images, cifar10, to_pixels
 from tutorial_lib.recipes import classifier, image_vae, record
 from tutorial_lib.train import Progress
@@ -53,7 +53,7 @@ def lasting(metrics):
 class Known:
     """A model whose every image costs 1 bit/dim to reconstruct, 0.5 and 0.25 in two levels."""
 
-    def bound(self, x, *, generator):
+    def __call__(self, x, *, generator):
         nats = x[0].numel() * math.log(2) * torch.ones(len(x))
         return Bound(-nats, torch.stack([0.5 * nats, 0.25 * nats], dim=1))
 
@@ -167,7 +167,9 @@ def test_the_command_line_runs(invented, tmp_path, capsys):
     assert recipes.main([*command, "--out", str(tmp_path)]) == 0
     config = json.loads(capsys.readouterr().out)["config"]
     assert (config["steps"], config["learning_rate"], config["checkpoint"]) == (3, 2e-3, True)
-    assert (tmp_path / "checkpoint.safetensors").exists()
+    written, _ = read(tmp_path / "checkpoint.safetensors")
+    assert written["recipe"] == "cifar10_vae"
+    assert written["commit"] == json.loads((tmp_path / "metrics.json").read_text())["commit"]
 
 
 def test_the_list_gives_the_figures_on_record(tmp_path, monkeypatch, capsys):

@@ -266,12 +266,20 @@ def test_the_bar_shows_loss_rate_and_time_left_to_a_person_alone(capfd, monkeypa
         monkeypatch.delenv(name, raising=False)
     run()
     shown = capfd.readouterr().err
-    assert all(part in shown for part in ("60/60", "<00:00", "step/s", "loss="))
+    assert all(part in shown for part in ("960/960", "<00:00", "examples/s", "loss="))
     monkeypatch.setenv("CI", "true")
     run()
     assert capfd.readouterr() == ("", "")
     run(progress=True)
-    assert "60/60" in capfd.readouterr().err
+    assert "960/960" in capfd.readouterr().err
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_stopped(tmp_path, capfd):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(At(31, crash), checkpoint=path)
+    run(checkpoint=path, progress=True)
+    assert "480/960" in capfd.readouterr().err
 
 
 # going on
@@ -401,6 +409,18 @@ def test_how_often_a_run_reports_and_saves_may_change(tmp_path):
     assert same(
         first, run(config=replace(SHORT, log_every=7, checkpoint_every=9), checkpoint=path)
     )
+
+
+def test_a_checkpoint_says_what_it_is_about_and_another_session_may_say_else(tmp_path):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(At(31, crash), checkpoint=path, about={"recipe": "a", "commit": "b", "step": "7"})
+    metadata, _ = checkpoints.read(path)
+    assert (metadata["recipe"], metadata["commit"]) == ("a", "b")
+    assert metadata["step"] == "30"  # what going on needs cannot be overwritten
+    assert same(run(), run(checkpoint=path, about={"recipe": "c"}))
+    metadata, _ = checkpoints.read(path)
+    assert metadata["recipe"] == "c" and "commit" not in metadata
 
 
 # files that break

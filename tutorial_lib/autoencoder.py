@@ -44,8 +44,7 @@ class LinearGaussian:
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean (B, q) and the covariance (q, q) of p(z|x), the same for every x.
 
-        Tipping & Bishop 1999, section 3.1: covariance s2 M^-1, mean M^-1 W' (x - mean), with
-        M = W' W + s2 I.
+        Tipping & Bishop 1999, section 3.1: M^-1 W' (x - mean) and s2 M^-1, M = W' W + s2 I.
         """
         covariance = self.noise_variance * self._precision().inverse()
         return (x - self.mean) @ self.W @ covariance / self.noise_variance, covariance
@@ -211,8 +210,7 @@ class HierarchicalVAE(nn.Module):
 
     The Markovian hierarchical VAE (Luo 2022, eqs. 23-24), with q(z_1|x) q(z_2|z_1) ...
     q(z_T|z_{T-1}) and p(z_T) = N(0, I); T = 1 is the VAE (Kingma & Welling 2014). Encoder t maps
-    z_{t-1} to the Gaussian of z_t (z_0 is x), decoder t maps z_t to the distribution of z_{t-1};
-    `top_shape` is the shape of one z_T.
+    z_{t-1} to z_t's Gaussian (z_0 is x), decoder t z_t to z_{t-1}'s law; a z_T has `top_shape`.
     """
 
     def __init__(
@@ -238,6 +236,8 @@ class HierarchicalVAE(nn.Module):
         *below_top, (_, top, prior) = zip(latents, posteriors, priors, strict=True)
         costs = [-q.entropy() - p.log_prob(z) for z, q, p in below_top] + [top.kl(prior)]
         return Bound(self.decoders[0](latents[0]).log_prob(x), torch.stack(costs, dim=1))
+
+    forward = bound  # what wraps a module for several GPUs sees its calls alone
 
     def log_evidence(self, x: Tensor, n_samples: int, *, generator: Generator) -> Tensor:
         """Estimate log p(x) by importance sampling: a bound that tightens as n_samples grows.

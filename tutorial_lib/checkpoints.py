@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Protocol
@@ -126,14 +126,18 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class RunFile:
-    """Keep a run of `train` in one file, replaced as a whole or not at all."""
+    """Keep a run of `train` in one file, replaced as a whole or not at all.
+
+    `about` says what the run is and who wrote it; it is stored, and never compared.
+    """
 
     path: Path
     keep: int = 1
+    about: dict[str, str] = field(default_factory=dict)
 
     def save(self, run: Run) -> None:
         """Write the run's state; raise CheckpointError."""
-        metadata = {
+        metadata = self.about | {
             "identity": json.dumps(run.identity()),
             "step": str(run.step),
             "seconds": repr(time.perf_counter() - run.started),
@@ -141,7 +145,7 @@ class RunFile:
         states = {"dropout": borrowed.state(run.device)} if ranks.rank() == 0 else {}
         own = zip(run.own, run.generators, strict=True)
         states |= {f"generator {k}": generator.get_state() for k, generator in own}
-        tensors = run.tensors() | ranks.merged(states)
+        tensors = ranks.gathered(run.tensors()) | ranks.merged(states)
         if ranks.rank() == 0:
             write(self.path, tensors, metadata, f"after step {run.step}", self.keep)
         ranks.wait()

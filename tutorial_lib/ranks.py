@@ -7,6 +7,7 @@ of 1.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+# Who frees a gloo group waits for its threads, and these for the GIL, which Python's own reference
+# lets go of meanwhile and DistributedDataParallel's does not: Python's must be the last.
+_parted: list[dist.ProcessGroup | None] = []
 
 
 @contextmanager
@@ -30,6 +38,7 @@ def joined(device: torch.device) -> Iterator[None]:
         # gloo's threads let go of their tensors meanwhile: they need the GIL that parting holds
         dist.barrier()
     finally:
+        _parted.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
@@ -56,12 +65,82 @@ def size() -> int:
 
 def parallel(module: nn.Module) -> nn.Module:
     """Return a module whose gradients are the mean over processes, exchanged as they come."""
-    return DistributedDataParallel(module) if size() > 1 else module
+    alone = size() == 1 or isinstance(module, FSDPModule)  # which exchanges them by itself
+    return module if alone else DistributedDataParallel(module)
 
 
 def unshared(module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
-    """Return a context in which gradients are kept to the process, if that is wanted."""
-    return module.no_sync() if wanted and size() > 1 else nullcontext()
+    """Return a context in which gradients are kept to the process, if that is wanted.
+
+    Those of weights in pieces are exchanged all the same: kept, they would be whole.
+    """
+    kept = wanted and isinstance(module, DistributedDataParallel)
+    return module.no_sync() if kept else nullcontext()
+
+
+def in_pieces(module: nn.Module, wanted: bool) -> nn.Module:
+    """Return a copy of which each process holds a piece (FSDP2), and empty `module`, if wanted.
+
+    A block in a ModuleList or Sequential is put together when it is called, what stands in none
+    when the module is. One process holds all: it gets `module` itself.
+    """
+    if not wanted or size() == 1:
+        return module
+    pieces = copy.deepcopy(module)
+    for weight in pieces.parameters():
+        weight.data = weight.data.contiguous()  # FSDP2 knows no channels_last
+    mesh = init_device_mesh(next(module.parameters()).device.type, (size(),))
+    for blocks in reversed(list(pieces.modules())):
+        for block in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else ():
+            if not all(isinstance(weight, DTensor) for weight in block.parameters()):
+                fully_shard(block, mesh=mesh)
+    _empty(module)
+    return fully_shard(pieces, mesh=mesh)
+
+
+def fill(module: nn.Module, pieces: nn.Module) -> nn.Module:
+    """Return the module that became `pieces`, whole again; all must ask."""
+    if module is not pieces:
+        for weight, piece in zip(module.parameters(), pieces.parameters(), strict=True):
+            weight.data = _whole(piece.detach())
+        for x, current in zip(module.buffers(), pieces.buffers(), strict=True):
+            x.copy_(current)
+    return module
+
+
+@contextmanager
+def filled(module: nn.Module, pieces: nn.Module) -> Iterator[nn.Module]:
+    """Lend the module that became `pieces`, whole for a while; all must ask."""
+    yield fill(module, pieces)
+    if module is not pieces:
+        _empty(module)
+
+
+def _empty(module: nn.Module) -> None:
+    for weight in module.parameters():
+        weight.data = weight.data.new_empty(0)
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def gathered(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which some lie in pieces, whole, to rank 0; all must ask."""
+    found = {}
+    for name, x in named.items():
+        entire = _whole(x)
+        if rank() == 0:
+            found[name] = entire.cpu()  # a GPU need not hold them all at once
+    return found
+
+
+def put(x: Tensor, into: Tensor) -> None:
+    """Copy a whole tensor into one that may lie in pieces."""
+    if isinstance(into, DTensor):
+        x = x.to(into.device)
+        x = distribute_tensor(x, into.device_mesh, into.placements, src_data_rank=None)
+    into.copy_(x)
 
 
 def mean(x: Tensor) -> Tensor:

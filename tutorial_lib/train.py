@@ -42,7 +42,9 @@ class TrainConfig:
     are clipped to the norm `grad_clip`, if given. On a GPU, `graph` records a step once, as a
     CUDA graph, and replays it; the objective must then not look at the values of its tensors.
     A batch is drawn in `shards`, which the processes of a run share out (`ranks`): it is the same
-    batch on any number of them.
+    batch on any number of them. If `sharded`, they also share out the weights, their gradients and
+    averages and Adam's state, for what outgrows a GPU; a run that is stopped then leaves its
+    module empty. On one process it does nothing.
     """
 
     steps: int
@@ -57,6 +59,7 @@ class TrainConfig:
     log_every: int = 100
     checkpoint_every: int = 1000
     graph: bool = False
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "shards", "log_every", "checkpoint_every")
@@ -120,6 +123,7 @@ def train(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     keep: int = 1,
+    about: dict[str, str] | None = None,
     progress: bool | None = None,
     watch: Watcher | None = None,
 ) -> TrainResult:
@@ -129,9 +133,11 @@ def train(
     of such (a batch is then a tuple), which is moved to the module's device once. One generator
     draws them and what the objective draws.
 
-    `watch` is told every `log_every` steps how things stand. The last `keep` checkpoints stay,
-    older ones as checkpoint.1, .2, ... A finished checkpoint is returned as it is. It knows its
-    config, its data and the shapes of its network, but not its objective: name the file after it.
+    `watch`, which every process passes, is told on rank 0, every `log_every` steps, how things
+    stand. The last `keep` checkpoints stay, older ones as checkpoint.1, .2, ... A finished
+    checkpoint is returned as it is. It knows its config, its data and the shapes of its network,
+    but not its objective: name the file after it. What it is `about` (a recipe, a commit) goes
+    into its metadata, for people to read.
     Ctrl-C ends the step in hand, saves and raises KeyboardInterrupt; a second one stops at once.
     Raises TrainingDiverged within `log_every` steps, CheckpointError. By default (progress=None)
     the bar hides where no person watches: PYTEST_VERSION (pytest, nbval), CI or TQDM_DISABLE is
@@ -143,17 +149,17 @@ def train(
     joined = ranks.joined(device)
     with joined, held_interrupts() as interrupts, stream, borrowed_for_dropout:
         run = _Run(module, data, config)
-        store = RunFile(Path(checkpoint), keep) if checkpoint is not None else None
+        store = RunFile(Path(checkpoint), keep, about or {}) if checkpoint is not None else None
         if store and store.path.exists():
             store.load(run)
         with _bar(run, progress) as bar:
             while run.step < config.steps:
                 run.advance(objective)
-                bar.update()
+                bar.update(config.batch_size)
                 together = ranks.size() == 1 or run.step % config.log_every == 0
                 stopping = together and ranks.any_of(bool(interrupts))
                 _tend(run, store, bar, watch, stopping)
-    return run.result()
+        return run.result()
 
 
 def _tend(
@@ -165,8 +171,10 @@ def _tend(
     if due or saving or reporting:
         loss = run.check()
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if watch and (due or reporting) and ranks.rank() == 0:
-            watch(Progress(run.step, loss, time.perf_counter() - run.started, run.ema))
+        if watch and (due or reporting):
+            with ranks.filled(run.ema, run.averaged) as ema:
+                if ranks.rank() == 0:
+                    watch(Progress(run.step, loss, time.perf_counter() - run.started, ema))
     if saving:
         store.save(run)
     if stopping:
@@ -188,18 +196,20 @@ class _Run:
 
     def __init__(self, module: nn.Module, data: Data, config: TrainConfig) -> None:
         self.module, self.config = module.train(), config
-        self.weights = [p for p in module.parameters() if p.requires_grad]
-        if not self.weights:
+        if not any(p.requires_grad for p in module.parameters()):
             raise ValueError("nothing to train: no parameter of the module requires a gradient")
-        self.contents = dict(module.named_parameters()) | dict(module.named_buffers())
-        self.device = self.weights[0].device
+        self.device = next(module.parameters()).device
         self.tupled = isinstance(data, tuple)
         self.pool = [x.to(self.device) for x in (data if self.tupled else (data,))]
         rows = [len(x) for x in self.pool]
         if len(set(rows)) != 1 or rows[0] == 0:
             raise ValueError(f"data has {rows} rows: every tensor needs the same, at least one")
         self.ema = copy.deepcopy(module).eval().requires_grad_(False)
-        pairs = zip(module.parameters(), self.ema.parameters(), strict=True)
+        self.net = ranks.in_pieces(module, config.sharded)
+        self.averaged = ranks.in_pieces(self.ema, config.sharded)
+        self.contents = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+        self.weights = [p for p in self.net.parameters() if p.requires_grad]
+        pairs = zip(self.net.parameters(), self.averaged.parameters(), strict=True)
         self.averages = [average for weight, average in pairs if weight.requires_grad]
         # a rate that a recorded step reads anew must be a tensor
         self.rate = torch.tensor(config.learning_rate, device=self.device)
@@ -208,7 +218,7 @@ class _Run:
         self.recorded: RecordedStep | None = None
         if config.graph and ranks.size() > 1:
             raise ValueError("graph records one process alone: turn it off, or run one process")
-        self.parallel, self.own = ranks.parallel(module), _own_shards(config.shards)
+        self.parallel, self.own = ranks.parallel(self.net), _own_shards(config.shards)
         seeds = [config.seed if config.shards == 1 else 1000 * config.seed + k for k in self.own]
         self.generators = [Generator(self.device).manual_seed(seed) for seed in seeds]
         self.losses = torch.zeros(config.steps, device=self.device)
@@ -286,10 +296,11 @@ class _Run:
 
     def result(self) -> TrainResult:
         """Return what was trained; buffers of the average are those of the network."""
-        for average, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
+        module, ema = ranks.fill(self.module, self.net), ranks.fill(self.ema, self.averaged)
+        for average, current in zip(ema.buffers(), module.buffers(), strict=True):
             average.copy_(current)
         seconds = time.perf_counter() - self.started
-        return TrainResult(self.module.eval(), self.ema, self.losses.cpu(), seconds)
+        return TrainResult(module.eval(), ema, self.losses.cpu(), seconds)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors that a checkpoint must restore, by name."""
@@ -313,13 +324,14 @@ class _Run:
                 self.optimiser.state[weight][key] = torch.empty_like(like, device=self.device)
         with torch.no_grad():
             for name, x in self.tensors().items():
-                x.copy_(saved[name])
+                ranks.put(saved[name], into=x)
         self.step, self.checked, self.started = step, step, time.perf_counter() - seconds
 
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint must agree on before this run may go on from it."""
         same = asdict(self.config) | {"device": self.device.type, "trained": len(self.weights)}
-        for how in ("log_every", "checkpoint_every", "graph"):  # they do not change the run
+        # they do not change the run
+        for how in ("log_every", "checkpoint_every", "graph", "sharded"):
             del same[how]
         same |= {f"module.{name}": described(x) for name, x in self.contents.items()}
         for i, x in enumerate(self.pool):
@@ -332,4 +344,6 @@ def _bar(run: _Run, progress: bool | None) -> tqdm:
     if progress is None:
         unwatched = ("CI", "PYTEST_VERSION", "TQDM_DISABLE")
         progress = not any(os.environ.get(name) for name in unwatched) and ranks.rank() == 0
-    return tqdm(total=run.config.steps, initial=run.step, unit="step", disable=not progress)
+    total, done = (steps * run.config.batch_size for steps in (run.config.steps, run.step))
+    shown = {"unit": " examples", "unit_scale": True, "disable": not progress}
+    return tqdm(total=total, initial=done, **shown)

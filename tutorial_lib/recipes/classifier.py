@@ -15,7 +15,7 @@ from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import log_snr_clock
 from tutorial_lib.networks.classifier import ImageClassifier
 from tutorial_lib.networks.unet import UNetConfig
-from tutorial_lib.recipes.record import Metrics, RunConfig, write_metrics
+from tutorial_lib.recipes.record import Metrics, RunConfig, write_metrics, written_by
 from tutorial_lib.schedule import DiscreteVP
 from tutorial_lib.train import train
 
@@ -59,7 +59,8 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
     schedule = config.schedule(graph=config.graph)
     data = (images.pixels, images.labels)
     kept, journal = config.checkpoint_in(out), config.journal(out)
-    result = train(net, data, _objective(config), schedule, checkpoint=kept, watch=journal)
+    wanted = {"checkpoint": kept, "about": written_by(name), "watch": journal}
+    result = train(net, data, _objective(config), schedule, **wanted)
     if not ranks.leads():
         return {}
     found = {

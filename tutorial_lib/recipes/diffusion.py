@@ -20,7 +20,7 @@ from tutorial_lib.networks.unet import UNet
 from tutorial_lib.recipes.classifier import save_weights
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, HalfPrecision, denoiser
 from tutorial_lib.recipes.evaluate import draw, evaluate
-from tutorial_lib.recipes.record import Metrics, sheet, write_metrics
+from tutorial_lib.recipes.record import Metrics, sheet, write_metrics, written_by
 from tutorial_lib.samplers import learned_range
 from tutorial_lib.train import Progress, TrainResult, train
 
@@ -36,7 +36,7 @@ def run_diffusion(name: str, config: DiffusionRun, out: Path) -> Metrics:
     images = cifar10("train", source=config.source, limit=config.images)
     unseen = cifar10("test", source=config.source, limit=config.test_images)
     watch = Watch(config, unseen, out)
-    result = _fit(config, images, out, watch)
+    result = _fit(name, config, images, out, watch)
     if not ranks.leads():
         return {}
     save_weights(result.ema, out / "weights.safetensors")
@@ -78,7 +78,7 @@ def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Ge
     return cost
 
 
-def _fit(config: DiffusionRun, images: Images, out: Path, watch: Watch) -> TrainResult:
+def _fit(name: str, config: DiffusionRun, images: Images, out: Path, watch: Watch) -> TrainResult:
     drawn = torch.Generator().manual_seed(config.seed)
     net = accelerate(UNet(config.network, generator=drawn))
     net = net.to(config.device, memory_format=torch.channels_last)
@@ -88,8 +88,9 @@ def _fit(config: DiffusionRun, images: Images, out: Path, watch: Watch) -> Train
     schedule = config.schedule(
         ema_decay=config.ema_decay, graph=config.graph, checkpoint_every=rarely
     )
-    data, kept = (images.pixels, images.labels), config.checkpoint_in(out)
-    return train(net, data, objective(config), schedule, checkpoint=kept, watch=watch)
+    data = (images.pixels, images.labels)
+    kept = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
+    return train(net, data, objective(config), schedule, **kept, watch=watch)
 
 
 class Watch:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from tutorial_lib import ranks
 from tutorial_lib.autoencoder import Bound, HierarchicalVAE, Stage, image_vae
 from tutorial_lib.cifar10 import Images, cifar10, to_floats
-from tutorial_lib.recipes.record import Metrics, RunConfig, sheet, write_metrics
+from tutorial_lib.recipes.record import Metrics, RunConfig, sheet, write_metrics, written_by
 from tutorial_lib.train import TrainResult, train
 
 NATS_PER_BIT = math.log(2)
@@ -33,7 +34,9 @@ def run_image_vae(name: str, config: ImageVAERun, out: Path) -> Metrics:
     images = cifar10("train", source=config.source, limit=config.images)
     unseen = cifar10("test", source=config.source, limit=config.test_images)
     generator = torch.Generator(config.device).manual_seed(config.seed)
-    result = _fit(config, images, out)
+    result = _fit(name, config, images, out)
+    if not ranks.leads():
+        return {}
     vae = result.ema
     test = unseen.pixels.to(config.device)
     found = {
@@ -52,7 +55,7 @@ def headline(found: Metrics) -> str:
     return f"{found['bits_per_dim']:.3f} ± {found['standard_error']:.3f} bits/dim"
 
 
-def _fit(config: ImageVAERun, images: Images, out: Path) -> TrainResult:
+def _fit(name: str, config: ImageVAERun, images: Images, out: Path) -> TrainResult:
     drawn = torch.Generator().manual_seed(config.seed)
     vae = image_vae(config.stages, generator=drawn)
     vae = vae.to(config.device, memory_format=torch.channels_last)
@@ -62,16 +65,17 @@ def _fit(config: ImageVAERun, images: Images, out: Path) -> TrainResult:
         pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
         return -_bound(vae, pixels, generator).elbo / (pixels[0].numel() * NATS_PER_BIT)
 
-    kept, journal = config.checkpoint_in(out), config.journal(out)
-    schedule = config.schedule()
-    return train(vae, images.pixels, objective, schedule, checkpoint=kept, watch=journal)
+    kept = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
+    return train(
+        vae, images.pixels, objective, config.schedule(), **kept, watch=config.journal(out)
+    )
 
 
 def _bound(vae: HierarchicalVAE, pixels: Tensor, generator: Generator) -> Bound:
     """Run the networks in bfloat16 on a GPU (2.5 times as fast); likelihoods stay float32."""
     x = to_floats(pixels).contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-        return vae.bound(x, generator=generator)
+        return vae(x, generator=generator)
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ class RunConfig:
     """Fix how long a run trains, on what and where.
 
     `images` and `test_images` limit the data; `source` is where CIFAR-10 lies, as for `cifar10`.
-    `shards` is a multiple of the number of processes, under torchrun (`ranks`).
+    `shards` is a multiple of the number of processes, under torchrun (`ranks`); `sharded` shares
+    out the network too (`TrainConfig`).
     """
 
     steps: int
@@ -41,12 +42,14 @@ class RunConfig:
     out: str | None = None
     checkpoint: bool = False
     shards: int = 1
+    sharded: bool = False
 
     def schedule(self, **others: Any) -> TrainConfig:
         """Return how `train` is to run: a warm-up of at most 500 steps, clipped gradients."""
         warmup = min(500, self.steps // 10)
         shared: Metrics = {"warmup": warmup, "grad_clip": 1.0, "seed": self.seed}
-        shared |= {"log_every": max(1, self.steps // 100), "shards": self.shards}
+        shared |= {"shards": self.shards, "sharded": self.sharded}
+        shared |= {"log_every": max(1, self.steps // 100)}
         return TrainConfig(self.steps, self.batch_size, self.learning_rate, **shared | others)
 
     def checkpoint_in(self, out: Path) -> Path | None:
@@ -98,6 +101,11 @@ def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Me
     return json.loads(text)
 
 
+def written_by(name: str) -> dict[str, str]:
+    """Return what a checkpoint says of its origin: the recipe, and the commit that ran it."""
+    return {"recipe": name, "commit": _commit()}
+
+
 class Journal:
     """Write log.jsonl while a run goes on: loss, images per second and seconds, in JSON lines.
 
@@ -147,11 +155,13 @@ def _where(device: str) -> Metrics:
         else f"{device.upper()} ({platform.machine()})",
         "memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 1) if gpu else None,
         "torch": torch.__version__,
-        "commit": os.environ.get("COURSE_COMMIT") or _commit(),
+        "commit": _commit(),
     }
 
 
 def _commit() -> str:
+    if named := os.environ.get("COURSE_COMMIT"):
+        return named
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
