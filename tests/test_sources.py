@@ -28,6 +28,7 @@ PLUMBING = {
     "metrics": {"mode_coverage", "within_mode_variance_ratio"},
     "networks/convolutional": {"downward", "upward"},
     "schedule": {"Schedule.alpha", "Schedule.at", "Schedule.sigma", "time_like", "uniform_times"},
+    "train": {"train"},
 }
 
 PRODUCTS = ast.Mult | ast.Div | ast.Pow | ast.MatMult

@@ -189,7 +189,7 @@ def hutchinson(probe: Tensor) -> Divergence:
 
 
 def random_signs(like: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Return a probe of -1s and 1s, each with probability 1/2, of the shape of `like`."""
+    """Return a probe of -1s and 1s, equally likely, shaped as `like` (Hutchinson 1990)."""
     return 2 * torch.randint(2, like.shape, generator=generator, device=like.device).to(like) - 1
 
 

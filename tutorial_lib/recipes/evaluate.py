@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from tutorial_lib.cifar10 import Images, to_floats, to_pixels
 from tutorial_lib.denoiser import Condition, Denoiser
+from tutorial_lib.guidance import StaticThreshold
 from tutorial_lib.likelihood import (
     chain_bound,
     flow_log_likelihood,
@@ -37,7 +38,9 @@ def evaluate(
     """Return everything that is measured of the network kept in `out`, and draw its samples."""
     real = images.pixels.to(config.device)
     by = _judge(config, real)
-    fast = torch.compile(net, dynamic=False, fullgraph=True) if config.graph else net  # shares net's weights
+    fast = (
+        torch.compile(net, dynamic=False, fullgraph=True) if config.graph else net
+    )  # shares net's weights
     model, asked = denoiser(fast, config), config.network.n_classes > 0
     curve = [
         _milestone(path, net, model, config, unseen, by)
@@ -88,6 +91,7 @@ def draw(model: Denoiser, config: DiffusionRun, n: int | None = None) -> tuple[T
 
     The run's samples are ancestral, with its variance; where `n` says how many, DDIM's.
     """
+    model = StaticThreshold(model)  # at little signal x_0 is the noise's error times 1 / alpha
     net, device = config.network, config.device
     generator = Generator(device).manual_seed(config.seed + 1)
     labels = torch.arange(n or config.samples, device=device) % max(1, net.n_classes)
@@ -108,6 +112,7 @@ def draw(model: Denoiser, config: DiffusionRun, n: int | None = None) -> tuple[T
 @torch.no_grad()
 def bound(model: Denoiser, unseen: Images, config: DiffusionRun, n: int | None = None) -> Metrics:
     """Return the bound on unseen images in bits/dim, without labels, all steps, and its parts."""
+    model = StaticThreshold(model)
     generator = Generator(config.device).manual_seed(config.seed + 2)
     pixels = unseen.pixels[: n or config.bound_images].to(config.device)
     times = uniform_times(config.n_steps)[:-1]
