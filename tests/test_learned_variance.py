@@ -220,6 +220,29 @@ def test_hybrid_loss_by_hand():
     assert is_hybrid(losses.hybrid(T, learned_range))
 
 
+def is_finite(loss, n_steps=1000):
+    """At every step in float32; at t = 1 x_0's guess is 100,000 off, where half a bin is nothing."""
+    net, schedule = Head().float(), DiscreteVP.cosine(n_steps)
+    net.mean.data.fill_(-5)
+    t = torch.cat([torch.arange(1, n_steps + 1), torch.full((99,), n_steps)]).double() / n_steps
+    x0 = pixels(len(t)).float()
+    values = loss(NetworkDenoiser(net, schedule), x0, t, generator=generator(9))
+    values.sum().backward()
+    return bool(values.isfinite().all() and net.head.grad.isfinite())
+
+
+def decoder_asked_everywhere(denoiser, x0, t, cond=None, *, generator):
+    """A step's decoder sees the guesses of all rows, and `where` hides what it made of them."""
+    prediction, _ = losses.noised(denoiser, x0, t, cond, generator)
+    decoded = pixel_decoder(learned_range)(prediction, denoiser.schedule, t / 4)
+    return torch.where(t > 0.5, prediction.variance_fraction.sum((1, 2, 3)), decoded.log_prob(x0))
+
+
+def test_the_hybrid_loss_is_finite_in_single_precision():
+    assert is_finite(losses.hybrid(1000, learned_range))
+    assert not is_finite(decoder_asked_everywhere)
+
+
 def without_stopped_gradient(denoiser, x0, t, cond=None, *, generator):
     prediction, eps = losses.noised(denoiser, x0, t, cond, generator)
     s = ((t * T).round() - 1) / T
