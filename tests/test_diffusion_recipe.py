@@ -5,8 +5,10 @@ import math
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 import safetensors.torch
+import scipy.linalg
 import torch
 from PIL import Image
 from truths import generator
@@ -41,7 +43,11 @@ def no_classifier(monkeypatch, tmp_path):
     monkeypatch.setattr(judge, "WEIGHTS", tmp_path / "absent")
 
 
-@pytest.mark.parametrize("name", ["cifar10_ddpm", "cifar10_course"])
+def log_lines(folder):
+    return (folder / "log.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["cifar10_ddpm", "cifar10_iddpm", "cifar10_course"])
 def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     metrics = recipes.run(name, tiny=True, out=str(tmp_path), steps=40, learning_rate=3e-3)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
@@ -49,12 +55,22 @@ def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     assert metrics["bits_per_dim"] == pytest.approx(parts, abs=3e-4)
     assert metrics["config"]["chain"].startswith("DiscreteVP.")
     assert "fd_classifier" not in metrics
-    log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line)["loss"] for line in log_lines(tmp_path)]
     assert sum(log[-10:]) < 0.9 * sum(log[:10])
     assert Image.open(tmp_path / "samples.png").size == (20 * 32, 32)
     assert Image.open(tmp_path / "progress.png").size == (20 * 32, 2 * 32)
     net = UNet(recipes.RECIPES[name].tiny.network, generator=generator())
     net.load_state_dict(safetensors.torch.load_file(tmp_path / "weights.safetensors"))
+    net.load_state_dict(safetensors.torch.load_file(tmp_path / "best.safetensors"))
+    held_out = [json.loads(line)["held_out"] for line in log_lines(tmp_path)]
+    best = metrics["held_out_loss"]
+    assert best["last"] == held_out[-1] and best["best"] == min(held_out)
+    assert best["best_step"] == 1 + held_out.index(min(held_out))
+    assert [point["images_seen"] for point in metrics["curve"]] == [
+        16 * n for n in (6, 12, 25, 40)
+    ]
+    assert metrics["curve"][-1]["bits_per_dim"] < metrics["curve"][0]["bits_per_dim"]
+    assert metrics["flow"]["evaluations"] == 12
 
 
 def test_the_published_network_and_the_courses():
@@ -196,3 +212,30 @@ def test_the_recorded_classifier_loads():
     assert judge.Judge(net, blank).real.shape == (2, 128)
     with pytest.raises(FileNotFoundError, match="run the recipe cifar10_classifier first"):
         judge.load_classifier(judge.WEIGHTS.with_name("absent"))
+
+
+class Pool(torch.nn.Module):
+    """The interface of NVIDIA's Inception in TorchScript, with mean colours for features."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        if return_features:
+            return x.float().mean((2, 3))
+        return x.float().mean((1, 2, 3))
+
+
+def test_fid_uses_the_network_that_a_user_has(no_classifier, tmp_path):
+    path = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.script(Pool()).save(str(path))
+    real, made = invented("train", limit=700).pixels, 255 - invented("test", limit=600).pixels
+    found = judge.fid(judge.load_inception(str(path)), made, real)
+    means = [x.double().mean((2, 3)).numpy() for x in (made, real)]
+    covariances = [np.cov(m, rowvar=False) for m in means]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    exact = ((means[0].mean(0) - means[1].mean(0)) ** 2).sum()
+    exact += np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert found == pytest.approx(exact, rel=1e-3)  # scipy's root of a singular product is rough
+    metrics = recipes.run("cifar10_ddpm", tiny=True, out=str(tmp_path), inception=str(path))
+    assert metrics["fid"] > 1 and metrics["config"]["inception"] is None
+    (tmp_path / "other.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no TorchScript network"):
+        judge.load_inception(str(tmp_path / "other.pt"))

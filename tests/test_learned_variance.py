@@ -221,7 +221,7 @@ def test_hybrid_loss_by_hand():
 
 
 def is_finite(loss, n_steps=1000):
-    """At every step in float32; at t = 1 x_0's guess is 100,000 off, where half a bin is nothing."""
+    """At every step, in float32, whose spacing at x_0's guess for t = 1, 1e5, is a whole bin."""
     net, schedule = Head().float(), DiscreteVP.cosine(n_steps)
     net.mean.data.fill_(-5)
     t = torch.cat([torch.arange(1, n_steps + 1), torch.full((99,), n_steps)]).double() / n_steps

@@ -19,6 +19,7 @@ from tutorial_lib.cifar10 import to_pixels
 from tutorial_lib.train import Progress, TrainConfig
 
 RESULTS = Path("results")
+PATHS = ("source", "out", "inception")  # of one machine: no part of a record
 Metrics = dict[str, Any]
 
 
@@ -66,13 +67,15 @@ class RunConfig:
 class Recipe:
     """Describe a run to someone who must decide whether to start it.
 
-    `full` is the run on record, `small` shows the same on a CPU (None where that shows nothing),
-    `tiny` only that the code runs. `headline` says in a few words what metrics.json found.
+    `cost` is time and memory, `expected` what the paper or a run found. `full` is the run on
+    record, `small` shows the same on a CPU (None where that shows nothing), `tiny` only that the
+    code runs. `headline` says in a few words what metrics.json found.
     """
 
     about: str
     paper: str
     cost: str
+    expected: str
     run: Callable[[str, Any, Path], Metrics]
     headline: Callable[[Metrics], str]
     full: RunConfig
@@ -93,7 +96,7 @@ def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Me
         "recipe": name,
         **found,
         "images_seen": config.steps * config.batch_size,
-        "config": asdict(config) | {"source": None, "out": None},
+        "config": {k: None if k in PATHS else v for k, v in asdict(config).items()},
         **_where(config.device),
     }
     text = json.dumps(metrics, indent=2, default=lambda value: value.__qualname__)
