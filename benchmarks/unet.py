@@ -151,11 +151,10 @@ def training(given: argparse.Namespace) -> Iterator[Row]:
 
 def scaling(given: argparse.Namespace) -> Iterator[Row]:
     """Time the training on all processes, so many images each; graphs serve one process alone."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     for batch in given.batch:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
         speed = throughput(Entry(graph=False), batch, given.steps, shards=processes)
-        row = {"processes": processes, "batch_each": batch, "images_per_second": round(speed)}
-        yield row
+        yield {"processes": processes, "batch_each": batch, "images_per_second": round(speed)}
 
 
 def timed(work: Callable[[], object], repeats: int = 1) -> float:
@@ -273,13 +272,14 @@ def main() -> None:
     given = parser.parse_args()
     ranks.take_device("cuda")
     torch.backends.cudnn.benchmark = True
+    of_several = f"_{os.environ['WORLD_SIZE']}" if "WORLD_SIZE" in os.environ else ""
     for part in given.what:
         rows = []
         for row in PARTS[part](given):
             if ranks.leads():
                 rows.append(row)
                 print(part, "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-                write(rows, given.out / f"{part}.json")
+                write(rows, given.out / f"{part}{of_several}.json")
 
 
 def write(rows: list[Row], path: Path) -> None:
