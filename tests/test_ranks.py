@@ -74,6 +74,7 @@ import os, sys
 sys.path.insert(0, {tests!r})
 import torch, test_ranks
 from dataclasses import replace
+from tutorial_lib import ranks
 config, watch = replace(test_ranks.SHARED, **{changes!r}), test_ranks.Watch()
 try:
     with test_ranks.counting() as counts:
@@ -83,6 +84,7 @@ except ValueError as error:
 torch.save([counts, watch.seen], {out!r} + os.environ["RANK"])
 if os.environ["RANK"] == "0":
     torch.save(test_ranks.listed(result), {out!r})
+ranks.leave(0)
 """
 
 
@@ -90,10 +92,10 @@ RECIPE = """
 import sys
 sys.path.insert(0, {tests!r})
 import test_diffusion_recipe
-from tutorial_lib import recipes
+from tutorial_lib import ranks, recipes
 from tutorial_lib.recipes import diffusion, image_vae
 diffusion.cifar10 = image_vae.cifar10 = test_diffusion_recipe.invented
-sys.exit(recipes.main([{name!r}, "--tiny", "--shards", "2", "--out", {out!r}, *{options!r}]))
+ranks.leave(recipes.main([{name!r}, "--tiny", "--shards", "2", "--out", {out!r}, *{options!r}]))
 """
 TESTS = str(Path(__file__).parent)
 

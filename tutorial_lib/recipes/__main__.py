@@ -2,6 +2,7 @@
 
 import sys
 
+from tutorial_lib import ranks
 from tutorial_lib.recipes import main
 
-sys.exit(main(sys.argv[1:]))
+ranks.leave(main(sys.argv[1:]))
