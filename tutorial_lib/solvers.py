@@ -79,10 +79,10 @@ def reverse_diffusion(
 ) -> Iterator[Tensor]:
     """Walk back along `times`, undoing each forward transition as it was made.
 
-    Song et al. (2021), Score SDE, appendix E: x_t = x_s + f + G noise is reversed by
-    x_s = x_t - f + G^2 score + G noise, with f = (scale - 1) x and G^2 the variance of q(x_t | x_s).
-    With alpha = 1, as on VE, it is `ancestral` with the variance beta. A step that ends at s = 0
-    adds no noise.
+    Song et al. (2021), Score SDE, appendix E: x_t = x_s + f(x_s) + G noise is reversed by
+    x_s = x_t - f(x_t) + G^2 score + G noise; here f(x) = (scale - 1) x and G^2 is the variance,
+    both of q(x_t | x_s). With alpha = 1, as on VE, it is `ancestral` with the variance beta. A
+    step that ends at s = 0 adds no noise.
     """
     scales, variances = denoiser.schedule.transition(times[1:], times[:-1])
     gains = -variances / denoiser.schedule.sigma(times[:-1])
