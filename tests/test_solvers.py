@@ -330,6 +330,20 @@ def test_diffusers_langevin_step_for_step():
         assert far(x, theirs) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "sampler, defaults",
+    [
+        (euler_maruyama, {"eta": 1.0}),  # the reverse SDE itself
+        (langevin, {"snr": 0.16}),  # the paper's, for CIFAR-10
+        (predictor_corrector, {"snr": 0.16, "corrector_steps": 1, "predictor": reverse_diffusion}),
+    ],
+)
+def test_defaults_are_the_papers(sampler, defaults):
+    times = log_snr_times(LinearVP(), 5)
+    ours, said = (final(walk(sampler, "linear", times, normal(5, 2), **o)) for o in ({}, defaults))
+    assert torch.equal(ours, said)
+
+
 def test_times_that_rise_are_refused():
     for sampler in (euler_maruyama, reverse_diffusion):
         with pytest.raises(ValueError, match=r"must fall|s < t"):
