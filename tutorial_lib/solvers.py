@@ -107,7 +107,7 @@ def langevin(
     step = 2 (snr |noise| / |score|)^2 (Song et al. 2021, Score SDE, algorithm 4), with the
     norms' means over the batch as in the released code: a step of each row's own would depend on
     x, and no longer leave q(x_t) as it is. It does so as snr -> 0: of a Gaussian it keeps the
-    mean and makes the variance 1 + snr^2 times too large. Algorithm 5 shortens the step by the
+    mean and multiplies the variance by 1 + snr^2. Algorithm 5 shortens the step by the
     forward step's alpha_i, about 1, left out here. A ValueError where sigma = 0.
     """
     if not bool((denoiser.schedule.sigma(times) > 0).all()):
