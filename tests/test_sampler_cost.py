@@ -9,6 +9,14 @@ from truths import SCHEDULES, every_schedule, generator, normal, variants
 from tutorial_lib.denoiser import NetworkDenoiser
 from tutorial_lib.samplers import ancestral, beta, beta_tilde, ddim, final, learned_range
 from tutorial_lib.schedule import uniform_times
+from tutorial_lib.solvers import (
+    euler,
+    euler_maruyama,
+    heun,
+    langevin,
+    predictor_corrector,
+    reverse_diffusion,
+)
 
 every_variance = pytest.mark.parametrize(
     "variance", [beta, beta_tilde, learned_range], ids=["beta", "beta_tilde", "learned_range"]
@@ -72,6 +80,20 @@ def test_an_ancestral_step_costs_little(name, variance):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_ddim_step_costs_little(name, eta):
     assert per_step(name, ddim, eta=eta) <= MOST
+
+
+@some_schedules
+@pytest.mark.parametrize("solver", [euler_maruyama, reverse_diffusion, euler])
+def test_a_solvers_step_costs_little(name, solver):
+    assert per_step(name, solver) <= MOST
+
+
+@some_schedules
+def test_solvers_that_do_more_cost_little_more(name):
+    """Heun looks twice, Langevin takes two norms, a predictor is given its numbers anew."""
+    assert per_step(name, heun) <= 2 * MOST
+    assert per_step(name, langevin) <= MOST + 12
+    assert per_step(name, predictor_corrector) <= 4 * MOST
 
 
 @variants(a=whole(beta), b=whole(beta_tilde), c=whole(learned_range))
