@@ -84,9 +84,14 @@ def lecture_of(notebook: NotebookNode, images: mdbook_ipynb.Images) -> NotebookN
     course = notebook.metadata["course"]
     cells = [cell for cell in notebook.cells if role(cell) in ROLES]
     return nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell(
-            markdown(cell, images), id=cell.id, metadata={"slideshow": cell.metadata["slideshow"]}
-        ) for cell in cells],
+        cells=[
+            nbformat.v4.new_markdown_cell(
+                markdown(cell, images),
+                id=cell.id,
+                metadata={"slideshow": cell.metadata["slideshow"]},
+            )
+            for cell in cells
+        ],
         metadata={"title": f"{course['number']:02} · {course['title']}"},
     )
 
