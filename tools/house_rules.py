@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import claims
+import lecture
 from compare_outputs import touches_the_edge
 from nbformat import NotebookNode
 from sight import out_of_sight
@@ -32,7 +33,6 @@ TAGS = {
     *("hide-input", "slide", "nbval-ignore-output", "raises-exception"),
 }
 KEYS = ("tags", "slideshow")
-ROLES = {"slide", "subslide", "fragment", "notes", "skip", "-"}
 COLLAPSED = {"source_hidden": True}
 COURSE = {"number": int, "title": str, "papers": list, "modules": list, "minutes": int}
 CELLS, CELLS_OF_01 = (50, 90), (50, 180)
@@ -109,8 +109,7 @@ def headings(book: Book) -> Iterator[Breach]:
 
 
 def size(book: Book) -> Iterator[Breach]:
-    first = book.number == "01"
-    (low, high), most = (CELLS_OF_01, KIB_OF_01) if first else (CELLS, KIB)
+    (low, high), most = (CELLS_OF_01, KIB_OF_01) if book.number == "01" else (CELLS, KIB)
     if not low <= len(book.cells) <= high:
         yield "notebook", f"has {len(book.cells)} cells, expected {low} to {high}"
     kib = book.path.stat().st_size / 1024
@@ -212,22 +211,6 @@ def widgets(book: Book) -> Iterator[Breach]:
             yield cell.id, "a cell that calls explore() is tagged widget, and no other is"
 
 
-def lecture(book: Book) -> Iterator[Breach]:
-    """The slides begin with the title, and show of each widget the figure drawn before it."""
-    roles = [cell.metadata.get("slideshow", {}).get("slide_type", "skip") for cell in book.cells]
-    for cell, role in zip(book.cells, roles, strict=True):
-        if role not in ROLES:
-            yield cell.id, f"unknown slide type {role!r}"
-    if roles[:1] != ["slide"]:
-        yield "notebook", "the first cell is a slide"
-    shown = ""
-    for cell, role in zip(book.cells, roles, strict=True):
-        if "figure" in tags(cell):
-            shown = "" if role in ("skip", "notes") else cell.id
-        if "widget" in tags(cell) and not shown:
-            yield cell.id, "the figure before a widget is on the slides: give it a slide type"
-
-
 def verdicts(book: Book) -> Iterator[Breach]:
     """Every scratch cell is checked before the next one, and checks say so."""
     waiting = None
@@ -315,7 +298,7 @@ def claimed(book: Book) -> Iterator[Breach]:
 
 RULES: tuple[Callable[[Book], Iterator[Breach]], ...] = (
     *(headings, size, metadata, cell_metadata, ids, execution, figures, widgets),
-    *(lecture, verdicts, in_sight, places, exercises, claimed),
+    *(lecture.breaches, verdicts, in_sight, places, exercises, claimed),
 )
 
 

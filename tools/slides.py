@@ -1,8 +1,7 @@
 """Make a reveal.js deck of every notebook, to be shown offline: `python tools/slides.py [folder]`.
 
-On a slide is what has a role in its cell's `slideshow` metadata, as JupyterLab sets it: `slide`,
-`subslide`, `fragment`, or `-` for more of the same slide. A cell without a role is left out. Cells
-look as on the book's pages; nbconvert makes the slides, and tools/site/slides/slides.js cuts those
+On a slide is what has a slide type, as JupyterLab sets it; a cell without one is left out. Cells
+look as on the book's pages, nbconvert makes the slides, and tools/site/slides/slides.js cuts those
 that are longer than a screen.
 """
 
@@ -12,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import lecture
 import mdbook_ipynb
 import nbformat
 import site_assets
@@ -22,7 +22,6 @@ import notebooks
 
 LOOK = notebooks.ROOT / "tools" / "site" / "slides"
 REVEAL = Path("node_modules/reveal.js/dist")
-ROLES = ("slide", "subslide", "fragment", "notes", "-")
 FOLDED = re.compile(r"<details\b.*?</details>", re.DOTALL)  # what a reader opens when wanted
 PAGE_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\([\w-]+\.md(#[\w-]*)?\)")
 
@@ -37,9 +36,9 @@ INDEX = """<!DOCTYPE html>
 <ul>
 {decks}
 </ul>
-<p>Space, the right arrow or Page Down go on, the left arrow or Page Up go back; Esc shows all
-slides, F fills the screen, B blackens it. For a PDF add <code>?print-pdf</code> to a deck's
-address, and print.</p>
+<p>Space or Page Down goes on, Page Up goes back, the right arrow skips to the next section; Esc
+shows all slides, F fills the screen, B blackens it. For a PDF add <code>?print-pdf</code> to a
+deck's address, and print.</p>
 </body>
 </html>
 """
@@ -55,10 +54,10 @@ def main(target: Path) -> None:
     )
     decks = []
     for path in notebooks.find([]):
-        lecture = lecture_of(notebooks.read(path), images)
-        if lecture.cells:
-            page, _ = exporter.from_notebook_node(lecture)
-            name, title = f"{path.stem}.html", html.escape(lecture.metadata.title)
+        talk = lecture_of(notebooks.read(path), images)
+        if talk.cells:
+            page, _ = exporter.from_notebook_node(talk)
+            name, title = f"{path.stem}.html", html.escape(talk.metadata.title)
             (target / name).write_text(page, encoding="utf-8")
             decks.append(f'<li><a href="{name}">{title}</a></li>')
     images.drop_unused()
@@ -82,7 +81,7 @@ def fill(target: Path) -> None:
 def lecture_of(notebook: NotebookNode, images: mdbook_ipynb.Images) -> NotebookNode:
     """Return the cells that have a role, each as the Markdown of its page in the book."""
     course = notebook.metadata["course"]
-    cells = [cell for cell in notebook.cells if role(cell) in ROLES]
+    cells = [cell for cell in notebook.cells if lecture.role(cell) in lecture.SHOWN]
     return nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell(
@@ -94,10 +93,6 @@ def lecture_of(notebook: NotebookNode, images: mdbook_ipynb.Images) -> NotebookN
         ],
         metadata={"title": f"{course['number']:02} · {course['title']}"},
     )
-
-
-def role(cell: NotebookNode) -> str | None:
-    return cell.metadata.get("slideshow", {}).get("slide_type")
 
 
 def markdown(cell: NotebookNode, images: mdbook_ipynb.Images) -> str:
