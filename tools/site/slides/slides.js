@@ -83,6 +83,7 @@ async function start() {
     shrink(formula, () => formula.scrollWidth > formula.clientWidth);
   }
   const slides = () => document.querySelectorAll(".slides > section > section");
+  slides().forEach((slide) => slide.classList.add("screen"));
   slides().forEach(cut);
   slides().forEach(fit);
   name(slides());
