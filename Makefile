@@ -14,7 +14,7 @@ INSTALL := $(PYTHON) tools/lab.py install --venv $(VENV) $(if $(KEEP_TORCH),--ke
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
-.PHONY: help lab test run book lint
+.PHONY: help lab test run book slides classroom lint
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
@@ -32,6 +32,12 @@ book: $(VENV)/.all node_modules  ## build the course as a web site in build/book
 	PATH="$(abspath $(BIN)):$$PATH" mdbook build
 	rm -rf build/book/.ipynb_checkpoints
 
+slides: $(VENV)/.lab node_modules  ## make a deck of slides of every notebook in build/slides
+	@$(BIN)/python tools/slides.py
+
+classroom: $(VENV)/.classroom node_modules  ## show the notebooks on a projector, with live widgets
+	@$(BIN)/python tools/classroom.py --port $(PORT) $(CLASSROOM_FLAGS)
+
 lint: $(VENV)/.all  ## check style, notebooks included
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python tools/notebooks.py check
 
@@ -41,12 +47,17 @@ $(VENV)/.lab: pyproject.toml constraints.txt
 	@$(INSTALL) --extras lab
 	@touch $@
 
-$(VENV)/.all: pyproject.toml constraints.txt
+$(VENV)/.classroom: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
-	@$(INSTALL) --extras lab,test,site,oracles
+	@$(INSTALL) --extras lab,classroom
 	@touch $(VENV)/.lab $@
 
-# KaTeX, for the book's formulas. Without it the tests that need it are skipped and say so.
+$(VENV)/.all: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	@$(INSTALL) --extras lab,test,classroom,site,oracles
+	@touch $(VENV)/.lab $(VENV)/.classroom $@
+
+# KaTeX for formulas, reveal.js for slides. Without them the tests that need them are skipped and say so.
 node_modules: package.json
 	@npm install --ignore-scripts --no-package-lock && touch $@ || \
-	echo "KaTeX, for the book's formulas, could not be fetched: it needs Node.js (npm) and the network."
+	echo "KaTeX for formulas and reveal.js for slides could not be fetched: that needs Node.js (npm) and the network."

@@ -82,6 +82,9 @@ def sample_notebook() -> nbformat.NotebookNode:
         _text("summary", "## Summary"),
         _text("references", "## References"),
     ]
+    for name in ("title", "figure-line"):
+        (shown,) = (cell for cell in cells if cell.id == name)
+        shown.metadata["slideshow"] = {"slide_type": "slide"}
     course = {"number": 99, "title": "A sample", "papers": ["A paper"]}
     course |= {"modules": ["checks"], "minutes": 1}
     return new_notebook(cells=cells, metadata={"course": course})

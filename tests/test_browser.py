@@ -1,6 +1,7 @@
-"""Open the book in a real browser, and the first notebook in a real JupyterLab.
+"""Open book, slides and classroom in a real browser, and the first notebook in a real JupyterLab.
 
-The site takes about 15 s, JupyterLab as long as the notebook runs and some 20 s more.
+The site takes about 15 s, slides and classroom as long, JupyterLab as long as the notebook runs
+and some 20 s more.
 """
 
 import functools
@@ -19,6 +20,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import slides
+from sample_notebook import NAME, write_sample
 from test_book import build
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +171,78 @@ def test_a_solution_opens_on_a_click(page, site):
     assert solution.locator("pre").first.is_visible()
 
 
+# The slides
+
+
+@pytest.fixture(scope="module")
+def decks(tmp_path_factory):
+    for package in ("katex", "reveal.js"):
+        if not (ROOT / "node_modules" / package).exists():
+            pytest.skip(f"{package} is not installed: run `make node_modules`")
+    folder = tmp_path_factory.mktemp("slides")
+    slides.main(folder)
+    return folder
+
+
+# What reaches over the edge of the slide that is shown, and the type that is too small to read.
+FAULTS = """() => {
+    const slide = Reveal.getCurrentSlide(), faults = [];
+    const seen = "h1, h2, h3, p, li, td, pre, img, figcaption, .katex-html";
+    for (const part of slide.querySelectorAll(seen)) {
+        const box = part.getBoundingClientRect();
+        const beyond = Math.max(-box.left, -box.top, box.right - 1280, box.bottom - 720);
+        const cut = part.tagName === "PRE" && part.scrollWidth > part.clientWidth;
+        const small = !part.matches(".katex-html, pre") && part.textContent
+            && parseFloat(getComputedStyle(part).fontSize) < 20;
+        if (beyond > 0 || cut || small) faults.push(`${part.tagName} ${part.textContent}`);
+    }
+    if (/\\$\\S[^$]*\\$/.test(slide.textContent)) faults.push("raw " + slide.textContent);
+    if (!slide.textContent.trim() && !slide.querySelector("img")) faults.push("an empty slide");
+    return faults;
+}"""
+ASKED = "span.math:not(:has(.katex-html)), .katex-error"
+END = "() => Reveal.isLastSlide() && !Reveal.availableFragments().next"
+
+
+def test_a_deck_is_paged_through_with_nothing_cut_and_no_network(page, decks):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto((decks / f"{NOTEBOOK.stem}.html").as_uri())
+    page.wait_for_function("() => window.Reveal?.isReady()")
+    faults, seen = {}, set()
+    while True:
+        seen.add(page.evaluate("() => Reveal.getSlidePastCount()"))
+        if found := page.evaluate(FAULTS):
+            faults[max(seen)] = found
+        if page.evaluate(END):
+            break
+        page.keyboard.press("Space")
+    assert faults == {}
+    assert len(seen) == page.evaluate("() => Reveal.getTotalSlides()") > 50
+    assert page.locator("span.math").count() > 100 and page.locator(ASKED).count() == 0
+    assert page.title() == json.loads(NOTEBOOK.read_text())["cells"][0]["source"][0].strip("# \n")
+    assert page.complaints == []
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    for planted in ("<p style='height: 800px'>x</p>", "<p>costs $x^2$</p>"):  # the checks bite
+        page.evaluate("html => Reveal.getCurrentSlide().innerHTML = html", planted)
+        assert page.evaluate(FAULTS), planted
+
+
+def test_every_deck_is_listed_with_the_figures_of_its_widgets(decks):
+    listed = (decks / "index.html").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert f'href="{path.stem}.html"' in listed
+        deck = (decks / f"{path.stem}.html").read_text(encoding="utf-8")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tags = [cell["metadata"].get("tags", []) for cell in cells]
+        for at, widget in enumerate(tags):
+            if "widget" in widget:
+                drawn = max(k for k in range(at) if "figure" in tags[k])
+                shown = deck.index(f'id="{cells[drawn]["id"]}"')
+                assert deck.index("<img", shown) < deck.index("</figure>", shown)
+
+
 # JupyterLab
 
 
@@ -309,3 +384,54 @@ def test_the_notebook_runs_in_jupyterlab_and_its_slider_moves_the_figure(page, l
         page.mouse.up()
 
     picture_changes(page, drag)
+
+
+# The classroom
+
+
+@pytest.fixture
+def classroom(tmp_path):
+    pytest.importorskip("voila", reason="Voila is not installed: pip install '.[classroom]'")
+    if not (ROOT / "node_modules" / "katex").exists():
+        pytest.skip("KaTeX is not installed: run `make node_modules`")
+    write_sample(tmp_path / "notebooks")
+    port = free_port()
+    command = [sys.executable, str(ROOT / "tools" / "classroom.py"), "--no-browser"]
+    command += ["--folder", str(tmp_path / "notebooks"), "--port", str(port)]
+    with open(tmp_path / "server.log", "w") as log:
+        environment = os.environ | private_folders(tmp_path)
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(timeout=30)
+
+
+SLIDER, DRAWN = ".widget-slider .noUi-handle", ".widget-html img"
+
+
+def test_a_slider_in_the_classroom_moves_a_large_figure_by_keyboard(page, classroom):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": 1280, "height": 720})
+
+    def listens():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(classroom.rpartition(":")[2]))) == 0
+
+    eventually(listens, "Voila did not start")
+    page.goto(classroom)
+    page.get_by_role("link").first.click()
+    page.wait_for_url(f"**/{NAME}.ipynb")
+    page.locator(SLIDER).wait_for(timeout=120_000)
+    page.locator(DRAWN).wait_for()
+    before = page.locator(DRAWN).get_attribute("src")
+    page.keyboard.press("w")
+    page.keyboard.press("ArrowRight")
+    moved = f"before => document.querySelector('{DRAWN}').src !== before"
+    page.wait_for_function(moved, arg=before, timeout=10_000)
+    assert page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    picture, slider = (page.locator(part).bounding_box() for part in (DRAWN, SLIDER))
+    assert picture["width"] > 900 and 0 < slider["y"] < picture["y"]
+    assert picture["y"] + picture["height"] <= 720
+    assert page.locator(".jp-InputArea-editor, .cm-editor").count() == 0, "code is shown"
+    assert not [url for url in asked if not url.startswith((classroom, "data:", "blob:"))]

@@ -37,15 +37,16 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_second_call_installs_nothing(tmp_path):
-    for stamp in (".lab", ".all"):
+    for stamp in (".lab", ".classroom", ".all"):
         (tmp_path / stamp).touch()
-    for target in ("lab", "test"):
+    for target in ("lab", "slides", "classroom", "test"):
         assert (
             " install " not in make("-n", target, f"VENV={tmp_path}", "-o", "node_modules").stdout
         )
         for changed in ("constraints.txt", "pyproject.toml"):
             assert " install " in make("-n", "-W", changed, target, f"VENV={tmp_path}").stdout
-    assert "--port 8899" in make("-n", "lab", "PORT=8899", f"VENV={tmp_path}").stdout
+    for target in ("lab", "classroom"):
+        assert "--port 8899" in make("-n", target, "PORT=8899", f"VENV={tmp_path}").stdout
 
 
 def python_that_says(version: tuple[int, ...], folder: Path) -> str:
@@ -113,16 +114,17 @@ def test_a_disk_that_venv_found_full_is_named(tmp_path, monkeypatch):
         lab.open_lab(tmp_path, closed_port(), [])
 
 
-def test_a_busy_port_is_named(tmp_path):
-    (tmp_path / ".lab").touch()
+@pytest.mark.parametrize("target", ["lab", "classroom"])
+def test_a_busy_port_is_named(tmp_path, target):
+    (tmp_path / f".{target}").touch()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        said = sentence(make("lab", f"PORT={port}", f"VENV={tmp_path}"))
-    assert f"Port {port} is in use" in said and f"make lab PORT={port + 1}" in said
+        said = sentence(make(target, f"PORT={port}", f"VENV={tmp_path}", "-o", "node_modules"))
+    assert f"Port {port} is in use" in said and f"make {target} PORT={port + 1}" in said
 
 
 # A PyTorch of one's own

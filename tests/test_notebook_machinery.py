@@ -59,6 +59,10 @@ def set_tags(name, *tags):
     return lambda book: cell(book, name).metadata.update(tags=list(tags))
 
 
+def set_role(name, role):
+    return lambda book: cell(book, name).metadata.update(slideshow={"slide_type": role})
+
+
 def strip_counts(book):
     for c in book.cells:
         if c.cell_type == "code":
@@ -106,6 +110,9 @@ SPOILERS = {
         replace_in_source("setup", "import", "# NBVAL_SKIP\nimport"),
         "by tags",
     ),
+    "an unknown slide type": (set_role("setup", "slides"), "unknown slide type 'slides'"),
+    "a lecture without a title": (set_role("title", "skip"), "the first cell is a slide"),
+    "a widget not on the slides": (set_role("figure-line", "skip"), "give it a slide type"),
     "an untagged widget": (set_tags("widget-line"), "has no widget"),
     "an unchecked scratch cell": (set_tags("check-double"), "no check cell follows"),
     "a silent check": (replace_in_output("check-double", "PASS", "fine"), "prints a verdict"),

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 import notebooks
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("lab", "test", "site", "oracles")
+EXTRAS = ("lab", "test", "classroom", "site", "oracles")
 
 
 def text(name: str) -> str:
@@ -178,7 +178,7 @@ def test_the_licences_are_there():
 MACHINE = re.compile(
     r"/(?:work|farm|tmp|root|opt|home|Users)/(?!me\b)[\w.-]+|[A-Z]:\\Users"
     r"|(?:pypi|pythonhosted|npmjs|npmmirror|debian|pytorch|anaconda|condaforge)\.(?:org|com|io)"
-    r"(?=/(?:simple|packages|whl|debian|conda)\b)|(?:files|registry|deb|download|index)\.\w+\.\w+"
+    r"(?=/(?:simple|packages|whl|debian|conda)\b)|(?:files|registry|deb|download|index)\.(?!html\b)\w+\.\w+"
 )
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import claims
+import lecture
 from compare_outputs import touches_the_edge
 from nbformat import NotebookNode
 from sight import out_of_sight
@@ -108,8 +109,7 @@ def headings(book: Book) -> Iterator[Breach]:
 
 
 def size(book: Book) -> Iterator[Breach]:
-    first = book.number == "01"
-    (low, high), most = (CELLS_OF_01, KIB_OF_01) if first else (CELLS, KIB)
+    (low, high), most = (CELLS_OF_01, KIB_OF_01) if book.number == "01" else (CELLS, KIB)
     if not low <= len(book.cells) <= high:
         yield "notebook", f"has {len(book.cells)} cells, expected {low} to {high}"
     kib = book.path.stat().st_size / 1024
@@ -298,7 +298,7 @@ def claimed(book: Book) -> Iterator[Breach]:
 
 RULES: tuple[Callable[[Book], Iterator[Breach]], ...] = (
     *(headings, size, metadata, cell_metadata, ids, execution, figures, widgets),
-    *(verdicts, in_sight, places, exercises, claimed),
+    *(lecture.breaches, verdicts, in_sight, places, exercises, claimed),
 )
 
 

@@ -182,7 +182,7 @@ def open_lab(venv: Path, port: int, flags: list[str]) -> None:
     os.execv(command[0], command + flags)
 
 
-def refuse_busy(port: int) -> None:
+def refuse_busy(port: int, target: str = "lab") -> None:
     """End with a sentence if another program listens on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -191,7 +191,7 @@ def refuse_busy(port: int) -> None:
         except OSError:
             sys.exit(
                 f"Port {port} is in use, perhaps by a JupyterLab that is still open: use that "
-                f"one, or choose another port, for example `make lab PORT={port + 1}`."
+                f"one, or choose another port, for example `make {target} PORT={port + 1}`."
             )
 
 

@@ -39,7 +39,7 @@ def serif_faces(files: Path) -> str:
 def bundle(root: Path) -> None:
     katex, site = root / KATEX, root / "build" / "site"
     if not katex.exists():
-        sys.exit("The book's formulas need KaTeX, which is not installed: run `npm ci` first.")
+        sys.exit("The formulas need KaTeX, which is not installed: run `make node_modules`.")
     site.mkdir(parents=True, exist_ok=True)
     rules = FONT_SOURCES.sub(
         lambda match: embedded(katex / match["woff2"]),

@@ -1,0 +1,18 @@
+// Typeset the formulas; lead from widget to widget by keyboard, each in the middle of the screen.
+for (const span of document.querySelectorAll("span.math")) {
+  const displayMode = span.classList.contains("display");
+  katex.render(span.textContent, span, { displayMode, throwOnError: false });
+}
+
+const WIDGET = ".widget-vbox:has(> .widget-html)";
+let at = -1;
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "w" || event.ctrlKey || event.metaKey || event.altKey) return;
+  const widgets = [...document.querySelectorAll(WIDGET)];
+  if (widgets.length) widgets[++at % widgets.length].querySelector(".noUi-handle, select").focus();
+});
+
+document.addEventListener("focusin", ({ target }) => {
+  target.closest(WIDGET)?.scrollIntoView({ block: "center" });
+});
