@@ -136,3 +136,9 @@ def test_every_step_sees_the_condition_and_keeps_the_dtype():
     denoiser.schedule = exact.schedule
     path = list(ddim(denoiser, normal(3, 2).float(), uniform_times(5), cond))
     assert len(path) == 5 and all(x.dtype == torch.float32 for x in path)
+
+
+def test_noise_needs_a_generator():
+    denoiser = MixtureDenoiser(pair(), LinearVP())
+    with pytest.raises(ValueError, match="pass generator="):
+        final(ddim(denoiser, normal(3, 2), uniform_times(5), eta=0.5))

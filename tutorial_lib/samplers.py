@@ -141,6 +141,8 @@ def ddim(
     points along eps. eta = 0 draws nothing and needs no generator; eta = 1 is `ancestral` with
     beta_tilde. A step that ends at s = 0 adds no noise.
     """
+    if eta > 0 and generator is None:
+        raise ValueError("eta > 0 draws noise: pass generator=")
     schedule = denoiser.schedule
     fresh = eta**2 * schedule.posterior_weights(times[1:], times[:-1])[2]  # variances, all steps'
     along = (schedule.sigma(times[1:]) ** 2 - fresh).clamp(min=0).sqrt()
