@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from truths import SCHEDULES, every_schedule, generator, normal, variants
 
 from tutorial_lib.denoiser import NetworkDenoiser
-from tutorial_lib.samplers import ancestral, beta, beta_tilde, ddim, final, learned_range
+from tutorial_lib.samplers import ancestral, beta, beta_tilde, ddim, encode, final, learned_range
 from tutorial_lib.schedule import uniform_times
 
 every_variance = pytest.mark.parametrize(
@@ -72,6 +72,15 @@ def test_an_ancestral_step_costs_little(name, variance):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_ddim_step_costs_little(name, eta):
     assert per_step(name, ddim, eta=eta) <= MOST
+
+
+def encoding(denoiser, x, times, generator):
+    return encode(denoiser, x, times)
+
+
+@some_schedules
+def test_a_step_of_encoding_costs_little(name):
+    assert per_step(name, encoding) <= MOST
 
 
 @variants(a=whole(beta), b=whole(beta_tilde), c=whole(learned_range))

@@ -5,6 +5,7 @@ from collections import deque
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from truths import generator, relative, standard_errors, variants
 
 from tutorial_lib.losses import StepImportance
@@ -217,3 +218,27 @@ def test_losses_keep_their_graph_out_of_the_history():
     history = StepImportance(T)
     history.update(torch.arange(1, T + 1), 2 * loss.float())
     assert not history.history.requires_grad and history.history.dtype == torch.float64
+
+
+class Reads(TorchDispatchMode):
+    """Count what makes the host wait for a GPU: values read, shapes that values decide."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waiting = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique")
+        self.found += any(word in str(func) for word in waiting)
+        return func(*args, **(kwargs or {}))
+
+
+def reads(kind):
+    history, steps = filled(kind), torch.arange(1, T + 1)
+    with Reads() as count:
+        history.sample(8, generator=generator())
+        history.update(steps, losses_of(steps, 1))
+    return count.found
+
+
+def test_the_host_never_waits_for_a_value():
+    assert reads(StepImportance) == 0
+    assert reads(OneEach) > 0

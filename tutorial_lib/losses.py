@@ -1,7 +1,8 @@
 """Training losses: f(denoiser, x0, t, cond, *, generator) -> (B,), one number an example.
 
 All draw the noise, form x_t and compare; they differ in what is compared and how it is weighted.
-Errors are summed over dimensions, so that the bound's terms come out in nats.
+Errors are summed over dimensions, so that the bound's terms come out in nats. Which t to draw is
+the caller's choice, or that of `StepImportance`.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ class StepImportance(nn.Module):
     The mean is over the last 10 losses of step t, in 1 .. n_steps; until every step has 10, draws
     are even. One draw in a thousand stays so, as in the authors' code: no step dies out, and no
     weight exceeds 1000. The history is a buffer: as part of a module that is trained, it goes to
-    its device and into its checkpoints. Nothing here waits for the device.
+    its device and into its checkpoints. No value is read back from there.
     """
 
     def __init__(self, n_steps: int) -> None:
