@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from truths import SCHEDULES, every_schedule, generator, normal, variants
 
 from tutorial_lib.denoiser import NetworkDenoiser
-from tutorial_lib.samplers import ancestral, beta, beta_tilde, ddim, final, learned_range
+from tutorial_lib.samplers import ancestral, beta, beta_tilde, ddim, encode, final, learned_range
 from tutorial_lib.schedule import uniform_times
 from tutorial_lib.solvers import (
     euler,
@@ -94,6 +94,15 @@ def test_solvers_that_do_more_cost_little_more(name):
     assert per_step(name, heun) <= 2 * MOST
     assert per_step(name, langevin) <= MOST + 12
     assert per_step(name, predictor_corrector) <= 4 * MOST
+
+
+def encoding(denoiser, x, times, generator):
+    return encode(denoiser, x, times)
+
+
+@some_schedules
+def test_a_step_of_encoding_costs_little(name):
+    assert per_step(name, encoding) <= MOST
 
 
 @variants(a=whole(beta), b=whole(beta_tilde), c=whole(learned_range))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -156,6 +157,48 @@ def ddim(
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + std * noise
         yield x
+
+
+def encode(
+    denoiser: Denoiser, x: Tensor, times: Tensor, cond: Condition | None = None
+) -> Iterator[Tensor]:
+    """Walk from data to noise along a sampler's own falling grid, taken from its end.
+
+    DDIM (Song et al. 2021), sections 4.3 and 5.4: the step of `ddim` at eta = 0, towards more
+    noise; `x` is at times[-1]. A step asks the denoiser where it starts, the step of `ddim` that
+    goes back asks at the other end: along the same `times` it returns to `x` up to an error that
+    falls as steps grow in number. A ValueError for a grid that ends at sigma = 0, where data
+    carry no noise for eps to be and a network was never trained.
+    """
+    rising = times.flip(0)
+    alphas, sigmas = (log.exp() for log in denoiser.schedule.log_level(rising))
+    if not 0 < sigmas[0] < sigmas[-1]:
+        raise ValueError("the grid must fall, as a sampler's, and end where sigma > 0")
+    for t, alpha, sigma in zip(rising[:-1], alphas[1:].tolist(), sigmas[1:].tolist(), strict=True):
+        prediction = denoiser(x, t, cond)
+        x = alpha * prediction.x0 + sigma * prediction.eps
+        yield x
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor | float) -> Tensor:
+    """Return the point a `share`, () or (B,), of the way from `a` to `b` along a great circle.
+
+    Shoemake (1985); DDIM (Song et al. 2021), appendix D.5. Each row of (B, ...) is one vector:
+    of two of the same norm every point between has that norm. Parallel rows meet on a straight
+    line. As rows come to point opposite ways the middle, (a + b) / (2 cos(angle / 2)), grows
+    without bound unless their norms agree: leave such pairs out. In 2-D one pair in six is more
+    than 150 degrees apart, in hundreds of dimensions none. A ValueError for opposite rows.
+    """
+    u, v = (torch.nn.functional.normalize(x.flatten(1), dim=1) for x in (a, b))
+    apart, together = (u - v).norm(dim=1), (u + v).norm(dim=1)
+    if a.is_cpu and not bool(together.all()):
+        raise ValueError("opposite vectors lie on many great circles: none is between them")
+    turn = 2 / math.pi * torch.atan2(apart, together)  # in pi; arccos would lose half the digits
+    share = torch.as_tensor(share, dtype=a.dtype, device=a.device)
+    turn, share = (x.reshape(-1, *(1,) * (a.ndim - 1)) for x in (turn, share))
+    # sin(share angle) / sin(angle), which is share where the angle is 0
+    near, far = (part * torch.sinc(part * turn) / torch.sinc(turn) for part in (1 - share, share))
+    return near * a + far * b
 
 
 def final(trajectory: Iterator[Tensor]) -> Tensor:

@@ -167,6 +167,7 @@ RECIPES = {
         diffusion.headline,
         DiffusionRun(
             network=COURSE_NETWORK,
+            predicts="v",  # an eps is x_0's error times 20,000 where the cosine chain ends
             steps=50_000,
             batch_size=512,
             learning_rate=1e-3,
@@ -174,7 +175,7 @@ RECIPES = {
             graph=True,
         ),
         None,
-        DiffusionRun(network=TINY_NETWORK, **TINY, **TINY_CHAIN),
+        DiffusionRun(network=TINY_NETWORK, predicts="v", **TINY, **TINY_CHAIN),
     ),
 }
 

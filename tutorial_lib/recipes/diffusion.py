@@ -71,7 +71,7 @@ def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Ge
         dropped = torch.rand(shape, generator=generator, device=device) < config.unlabelled
         cond = Condition(label=torch.where(dropped, NULL_LABEL, labels))
         cond = cond if config.network.n_classes else None
-        model = NetworkDenoiser(HalfPrecision(net), chain, "eps", config.clock)
+        model = NetworkDenoiser(HalfPrecision(net), chain, config.predicts, config.clock)
         nats = loss(model, x0, n.double() / config.n_steps, cond, generator=generator)
         return nats / x0[0].numel()
 

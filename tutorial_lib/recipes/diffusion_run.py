@@ -29,6 +29,7 @@ class DiffusionRun(RunConfig):
     learning_rate: float = 2e-4
     chain: Callable[[int], Schedule] = DiscreteVP.cosine
     clock: Callable[[Schedule, Time], Tensor] = log_snr_clock
+    predicts: str = "eps"
     n_steps: int = 1000
     unlabelled: float = 0.1
     ema_decay: float = 0.9995
@@ -69,4 +70,6 @@ class HalfPrecision(nn.Module):
 def denoiser(net: nn.Module, config: DiffusionRun, *, half: bool = True) -> NetworkDenoiser:
     """Return the network as a denoiser of the run's chain, in half precision if it may."""
     chain = config.chain(config.n_steps)
-    return NetworkDenoiser(HalfPrecision(net) if half else net, chain, "eps", config.clock)
+    return NetworkDenoiser(
+        HalfPrecision(net) if half else net, chain, config.predicts, config.clock
+    )
