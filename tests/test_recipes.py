@@ -117,6 +117,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(invented, tmp_path, monkeyp
     assert lasting(tiny(tmp_path / "halves", **settings)) == lasting(whole)
 
 
+def test_networks_are_compiled_on_gpus_unless_in_pieces():
+    full = recipes.RECIPES["cifar10_ddpm"].full
+    assert replace(full, device="cuda").compiled and not replace(full, device="cpu").compiled
+    assert not replace(full, device="cuda", sharded=True).compiled
+
+
 def told(step, seconds):
     return Progress(step, 1.0 / step, seconds, torch.nn.Identity())
 

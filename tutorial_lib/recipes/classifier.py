@@ -54,7 +54,7 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
     drawn = torch.Generator().manual_seed(config.seed)
     net = ImageClassifier(config.network, len(images.classes), generator=drawn)
     net = net.to(config.device, memory_format=torch.channels_last)
-    if config.graph:
+    if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
     schedule = config.schedule(graph=config.graph)
     data = (images.pixels, images.labels)

@@ -82,7 +82,7 @@ def _fit(name: str, config: DiffusionRun, images: Images, out: Path, watch: Watc
     drawn = torch.Generator().manual_seed(config.seed)
     net = accelerate(UNet(config.network, generator=drawn))
     net = net.to(config.device, memory_format=torch.channels_last)
-    if config.graph:
+    if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
     rarely = max(1000, config.steps // 10)  # a checkpoint of 36 M weights takes seconds
     schedule = config.schedule(

@@ -40,7 +40,7 @@ def evaluate(
     real = images.pixels.to(config.device)
     by = _judge(config, real)
     fast = (
-        torch.compile(net, dynamic=False, fullgraph=True) if config.graph else net
+        torch.compile(net, dynamic=False, fullgraph=True) if config.compiled else net
     )  # shares net's weights
     model, asked = denoiser(fast, config), config.network.n_classes > 0
     curve = [

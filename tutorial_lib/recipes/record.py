@@ -45,6 +45,11 @@ class RunConfig:
     shards: int = 1
     sharded: bool = False
 
+    @property
+    def compiled(self) -> bool:
+        """Say whether the network is compiled: on a GPU, unless it lies in pieces."""
+        return self.device.startswith("cuda") and not self.sharded
+
     def schedule(self, **others: Any) -> TrainConfig:
         """Return how `train` is to run: a warm-up of at most 500 steps, clipped gradients."""
         warmup = min(500, self.steps // 10)
