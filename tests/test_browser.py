@@ -434,4 +434,6 @@ def test_a_slider_in_the_classroom_moves_a_large_figure_by_keyboard(page, classr
     assert picture["width"] > 900 and 0 < slider["y"] < picture["y"]
     assert picture["y"] + picture["height"] <= 720
     assert page.locator(".jp-InputArea-editor, .cm-editor").count() == 0, "code is shown"
+    page.keyboard.press("Tab")  # from the only slider past the number beside it
+    assert page.evaluate("() => !document.activeElement.matches('.widget-readout')")
     assert not [url for url in asked if not url.startswith((classroom, "data:", "blob:"))]

@@ -14,5 +14,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 document.addEventListener("focusin", ({ target }) => {
+  // Tab leads from slider to slider, past the numbers beside them
+  for (const number of document.querySelectorAll(".widget-readout")) number.tabIndex = -1;
   target.closest(WIDGET)?.scrollIntoView({ block: "center" });
 });
