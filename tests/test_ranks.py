@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -96,6 +97,28 @@ from tutorial_lib import ranks, recipes
 from tutorial_lib.recipes import diffusion, image_vae
 diffusion.cifar10 = image_vae.cifar10 = test_diffusion_recipe.invented
 ranks.leave(recipes.main([{name!r}, "--tiny", "--shards", "2", "--out", {out!r}, *{options!r}]))
+"""
+OVERLAP = """
+import os, sys, torch
+from torch import nn
+from torch._dynamo.utils import counters
+from tutorial_lib import ranks
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(1500, 1500) for _ in range(4))
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+with ranks.joined(torch.device("cpu")):
+    net = Net()
+    net.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    ranks.parallel(net)(torch.zeros(2, 1500)).sum().backward()
+    print("parts", counters["aot_autograd"]["total"], flush=True)
+ranks.leave(0)
 """
 TESTS = str(Path(__file__).parent)
 
@@ -208,3 +231,12 @@ def test_a_recipe_on_two_processes_is_written_once(tmp_path, name):
         found.append(json.loads(done.stdout)["bits_per_dim"])
         assert len((out / "log.jsonl").read_text().splitlines()) == 20
     assert found[1:] == pytest.approx([found[0], found[0]], rel=1e-3)
+
+
+def test_gradients_of_a_compiled_network_go_out_as_they_come(tmp_path):
+    """It is compiled in parts, one for each of DDP's buckets of 25 MB; in one, all come last."""
+    program = tmp_path / "program.py"
+    program.write_text(OVERLAP)
+    done = processes(2, program)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(re.findall(r"parts (\d+)", done.stdout)) == {"2"}, done.stdout
