@@ -49,6 +49,8 @@ def log_lines(folder):
 
 @pytest.mark.parametrize("name", ["cifar10_ddpm", "cifar10_iddpm", "cifar10_course"])
 def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
+    (tmp_path / "milestones").mkdir()
+    (tmp_path / "milestones" / "0000003.safetensors").write_bytes(b"of an earlier run")
     metrics = recipes.run(name, tiny=True, out=str(tmp_path), steps=40, learning_rate=3e-3)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     parts = metrics["prior"] + metrics["steps"] + metrics["reconstruction"]

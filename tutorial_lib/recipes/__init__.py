@@ -167,7 +167,7 @@ RECIPES = {
         diffusion.headline,
         DiffusionRun(
             network=COURSE_NETWORK,
-            predicts="v",  # an eps is x_0's error times 20,000 where the cosine chain ends
+            predicts="v",  # an error in eps is 20,000 times as large in x_0 where the chain ends
             steps=50_000,
             batch_size=512,
             learning_rate=1e-3,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -15,7 +14,13 @@ from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import log_snr_clock
 from tutorial_lib.networks.classifier import ImageClassifier
 from tutorial_lib.networks.unet import UNetConfig
-from tutorial_lib.recipes.record import Metrics, RunConfig, write_metrics, written_by
+from tutorial_lib.recipes.record import (
+    Metrics,
+    RunConfig,
+    save_weights,
+    write_metrics,
+    written_by,
+)
 from tutorial_lib.schedule import DiscreteVP
 from tutorial_lib.train import train
 
@@ -76,13 +81,6 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
 def headline(found: Metrics) -> str:
     """Say in a few words what a run found."""
     return f"{100 * found['accuracy']['0.0']:.1f} % of clean test images"
-
-
-def save_weights(net: torch.nn.Module, path: Path) -> None:
-    """Write a network's weights in bfloat16, 2 bytes each."""
-    half = {name: x.detach().bfloat16().cpu().contiguous() for name, x in net.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(half, path)
 
 
 def _objective(config: ClassifierRun) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,15 @@ from tutorial_lib.losses import Loss, hybrid, simple
 from tutorial_lib.networks.embeddings import NULL_LABEL
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet
-from tutorial_lib.recipes.classifier import save_weights
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, HalfPrecision, denoiser
 from tutorial_lib.recipes.evaluate import draw, evaluate
-from tutorial_lib.recipes.record import Metrics, sheet, write_metrics, written_by
+from tutorial_lib.recipes.record import (
+    Metrics,
+    save_weights,
+    sheet,
+    write_metrics,
+    written_by,
+)
 from tutorial_lib.samplers import learned_range
 from tutorial_lib.train import Progress, TrainResult, train
 
@@ -101,6 +107,8 @@ class Watch:
 
     def __init__(self, config: DiffusionRun, unseen: Images, out: Path) -> None:
         self.config, self.out, self.journal = config, out, config.journal(out)
+        if ranks.leads() and not self.journal.kept:  # those of an earlier run are not this one's
+            shutil.rmtree(out / "milestones", ignore_errors=True)
         self.batch = [x[:HELD_OUT].to(config.device) for x in (unseen.pixels, unseen.labels)]
         self.few = replace(config, samples=40, sample_steps=min(50, config.sample_steps))
 

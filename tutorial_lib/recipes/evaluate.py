@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from tutorial_lib.cifar10 import Images, to_floats, to_pixels
 from tutorial_lib.denoiser import Condition, Denoiser
+from tutorial_lib.gaussian import HALF_BIN
 from tutorial_lib.guidance import StaticThreshold
 from tutorial_lib.likelihood import (
     chain_bound,
@@ -29,7 +30,6 @@ from tutorial_lib.schedule import log_snr_times, uniform_times
 
 BATCH = 500
 FLOW_BATCH = 125  # its gradients are taken in float32, and keep what a forward pass computed
-HALF_STEP = 1 / 127.5 / 2  # half the distance of two 8-bit values in [-1, 1]
 CURVE_STEPS = 50  # of the DDIM samples that the curve of a training is drawn from
 
 
@@ -39,9 +39,8 @@ def evaluate(
     """Return everything that is measured of the network kept in `out`, and draw its samples."""
     real = images.pixels.to(config.device)
     by = _judge(config, real)
-    fast = (
-        torch.compile(net, dynamic=False, fullgraph=True) if config.compiled else net
-    )  # shares net's weights
+    whole = {"dynamic": False, "fullgraph": True}
+    fast = torch.compile(net, **whole) if config.compiled else net  # with net's own weights
     model, asked = denoiser(fast, config), config.network.n_classes > 0
     curve = [
         _milestone(path, net, model, config, unseen, by)
@@ -139,7 +138,8 @@ def flow_bound(model: Denoiser, unseen: Images, config: DiffusionRun) -> Metrics
 
     Uniform noise of one 8-bit step makes -log p(x) a bound on the bits of the pixels (Theis et al.
     2016, section 3.1; Song et al. 2021, Score SDE, section 4.3). The flow ends at t = 1 / T, the
-    least noise that the network was trained on: what lies before it is not asked.
+    least noise that the network was trained on: what lies before it is not asked. No x_0 is
+    clipped: a divergence wants a smooth field.
     """
     generator = Generator(config.device).manual_seed(config.seed + 3)
     pixels = unseen.pixels[: config.flow_images].to(config.device)
@@ -147,10 +147,10 @@ def flow_bound(model: Denoiser, unseen: Images, config: DiffusionRun) -> Metrics
     nats = []
     for rows in pixels.split(FLOW_BATCH):
         x = to_floats(rows)
-        x += HALF_STEP * (2 * torch.rand(x.shape, generator=generator, device=x.device) - 1)
+        x += HALF_BIN * (2 * torch.rand(x.shape, generator=generator, device=x.device) - 1)
         estimate = hutchinson(random_signs(x, generator=generator))
         found = flow_log_likelihood(model, x, times, unlabelled(rows, config), divergence=estimate)
-        nats.append(-found / x[0].numel() - math.log(2 * HALF_STEP))
+        nats.append(-found / x[0].numel() - math.log(2 * HALF_BIN))
     evaluations = {"images": len(pixels), "evaluations": 4 * config.flow_steps}
     return _mean_and_error(torch.cat(nats) / math.log(2)) | evaluations
 

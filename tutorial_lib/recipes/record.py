@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -112,6 +113,13 @@ def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Me
 def written_by(name: str) -> dict[str, str]:
     """Return what a checkpoint says of its origin: the recipe, and the commit that ran it."""
     return {"recipe": name, "commit": _commit()}
+
+
+def save_weights(net: torch.nn.Module, path: Path) -> None:
+    """Write a network's weights in bfloat16, 2 bytes each."""
+    half = {name: x.detach().bfloat16().cpu().contiguous() for name, x in net.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(half, path)
 
 
 class Journal:
