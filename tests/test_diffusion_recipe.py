@@ -75,6 +75,27 @@ def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     assert metrics["flow"]["evaluations"] == 12
 
 
+def test_a_run_stopped_in_its_measurement_needs_only_its_weights(
+    no_classifier, tmp_path, monkeypatch
+):
+    """The checkpoint, eight times as large, may be gone, and the program may be a later one."""
+    whole = {"tiny": True, "out": str(tmp_path), "checkpoint": True}
+    monkeypatch.setenv("COURSE_COMMIT", "trained")
+    first = recipes.run("cifar10_course", **whole)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    (tmp_path / "metrics.json").unlink()
+    monkeypatch.setenv("COURSE_COMMIT", "measured")
+    with mock.patch.object(diffusion, "_fit", side_effect=AssertionError("trained again")):
+        again = recipes.run("cifar10_course", **whole)
+    assert first["trained"]["commit"] == again["trained"]["commit"] == "trained"
+    assert first["trained"]["recipe"] == "cifar10_course" and first["trained"]["device"]
+    assert again == first | {"commit": "measured"}
+    with mock.patch.object(diffusion, "_fit", side_effect=KeyboardInterrupt):
+        for change in ({"steps": 21}, {"checkpoint": False}):
+            with pytest.raises(KeyboardInterrupt):
+                recipes.run("cifar10_course", **whole | change)
+
+
 def test_the_published_network_and_the_courses():
     assert DDPM.full.network.out_channels == 3 and DDPM.full.variance is beta
     assert COURSE.full.variance is learned_range

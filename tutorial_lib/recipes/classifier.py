@@ -17,6 +17,7 @@ from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.recipes.record import (
     Metrics,
     RunConfig,
+    origin,
     save_weights,
     write_metrics,
     written_by,
@@ -74,7 +75,7 @@ def run_classifier(name: str, config: ClassifierRun, out: Path) -> Metrics:
         "parameters": sum(p.numel() for p in net.parameters()),
         "seconds": round(result.seconds, 1),
     }
-    save_weights(result.ema, out / "weights.safetensors")
+    save_weights(result.ema, out / "weights.safetensors", origin(name, config.device))
     return write_metrics(out, name, config, found)
 
 

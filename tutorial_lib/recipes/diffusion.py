@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import safetensors
 import torch
 from torch import Generator, Tensor, nn
 
@@ -16,12 +17,17 @@ from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import Condition, NetworkDenoiser
 from tutorial_lib.losses import Loss, hybrid, simple
 from tutorial_lib.networks.embeddings import NULL_LABEL
-from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet
-from tutorial_lib.recipes.diffusion_run import DiffusionRun, HalfPrecision, denoiser
+from tutorial_lib.recipes.diffusion_run import (
+    DiffusionRun,
+    HalfPrecision,
+    denoiser,
+    fresh_network,
+)
 from tutorial_lib.recipes.evaluate import draw, evaluate
 from tutorial_lib.recipes.record import (
     Metrics,
+    origin,
     save_weights,
     sheet,
     write_metrics,
@@ -37,23 +43,34 @@ HELD_OUT = 1024  # unseen images on which the averages of a run are compared
 def run_diffusion(name: str, config: DiffusionRun, out: Path) -> Metrics:
     """Train, measure bounds and samples, and leave the record with weights and pictures.
 
-    What is measured is what is kept: the averaged weights, rounded to bfloat16.
+    What is measured is what is kept: the averaged weights, rounded to bfloat16. A run that keeps
+    checkpoints and was stopped when its training was over needs only the weights to go on.
     """
     images = cifar10("train", source=config.source, limit=config.images)
     unseen = cifar10("test", source=config.source, limit=config.test_images)
-    watch = Watch(config, unseen, out)
-    result = _fit(name, config, images, out, watch)
+    weights = out / "weights.safetensors"
+    if not (config.checkpoint and weights.exists() and _log(out)[-1]["step"] == config.steps):
+        result = _fit(name, config, images, out, Watch(config, unseen, out))
+        if ranks.leads():
+            save_weights(result.ema, weights, origin(name, config.device))
     if not ranks.leads():
         return {}
-    save_weights(result.ema, out / "weights.safetensors")
-    found = {
-        "data": images.form,
-        **evaluate(result.ema, config, images, unseen, out),
-        "held_out_loss": watch.losses(),
-        "parameters": sum(p.numel() for p in result.ema.parameters()),
-        "seconds": round(result.seconds, 1),
-    }
+    found = {"data": images.form, **evaluate(config, images, unseen, out), **_training(out)}
     return write_metrics(out, name, config, found)
+
+
+def _training(out: Path) -> Metrics:
+    """Return what the log and the weights of a run tell about its training."""
+    lines, weights = _log(out), out / "weights.safetensors"
+    best = min(lines, key=lambda line: line["held_out"])
+    held_out = {"last": lines[-1]["held_out"], "best": best["held_out"], "best_step": best["step"]}
+    with safetensors.safe_open(weights, "pt") as file:
+        trained = file.metadata()
+    return {"held_out_loss": held_out, "seconds": lines[-1]["seconds"], "trained": trained}
+
+
+def _log(out: Path) -> list[Metrics]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def headline(found: Metrics) -> str:
@@ -85,9 +102,7 @@ def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Ge
 
 
 def _fit(name: str, config: DiffusionRun, images: Images, out: Path, watch: Watch) -> TrainResult:
-    drawn = torch.Generator().manual_seed(config.seed)
-    net = accelerate(UNet(config.network, generator=drawn))
-    net = net.to(config.device, memory_format=torch.channels_last)
+    net = fresh_network(config)
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
     rarely = max(1000, config.steps // 10)  # a checkpoint of 36 M weights takes seconds
@@ -126,13 +141,6 @@ class Watch:
         if tick % 10 == 0:
             pixels, _ = draw(denoiser(told.ema, self.few), self.few)
             sheet(to_floats(pixels), 20).save(self.out / "progress.png")
-
-    def losses(self) -> Metrics:
-        """Return the last and the best loss on unseen images, and the step of the best."""
-        lines = [json.loads(line) for line in self.journal.kept]
-        best = min(lines, key=lambda line: line["held_out"])
-        last = lines[-1]["held_out"]
-        return {"last": last, "best": best["held_out"], "best_step": best["step"]}
 
     def _known(self) -> list[float]:
         return [json.loads(line)["held_out"] for line in self.journal.kept]

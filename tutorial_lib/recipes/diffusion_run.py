@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tutorial_lib.denoiser import Condition, NetworkDenoiser, log_snr_clock
-from tutorial_lib.networks.unet import UNetConfig
+from tutorial_lib.networks.fast import accelerate
+from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.recipes.record import RunConfig
 from tutorial_lib.samplers import Variance, beta, learned_range
 from tutorial_lib.schedule import DiscreteVP, Schedule, Time
@@ -65,6 +66,13 @@ class HalfPrecision(nn.Module):
         """Map as the network does; the answer is float32."""
         with torch.autocast(xt.device.type, torch.bfloat16, enabled=xt.device.type == "cuda"):
             return self.net(xt, clock, cond).float()
+
+
+def fresh_network(config: DiffusionRun) -> UNet:
+    """Return the run's network on its device, as it is before training."""
+    drawn = torch.Generator().manual_seed(config.seed)
+    net = accelerate(UNet(config.network, generator=drawn))
+    return net.to(config.device, memory_format=torch.channels_last)
 
 
 def denoiser(net: nn.Module, config: DiffusionRun, *, half: bool = True) -> NetworkDenoiser:

@@ -23,7 +23,7 @@ from tutorial_lib.likelihood import (
 )
 from tutorial_lib.networks.embeddings import NULL_LABEL
 from tutorial_lib.recipes import judge
-from tutorial_lib.recipes.diffusion_run import DiffusionRun, denoiser
+from tutorial_lib.recipes.diffusion_run import DiffusionRun, denoiser, fresh_network
 from tutorial_lib.recipes.record import Metrics, sheet
 from tutorial_lib.samplers import ancestral, ddim, final
 from tutorial_lib.schedule import log_snr_times, uniform_times
@@ -33,10 +33,9 @@ FLOW_BATCH = 125  # its gradients are taken in float32, and keep what a forward 
 CURVE_STEPS = 50  # of the DDIM samples that the curve of a training is drawn from
 
 
-def evaluate(
-    net: nn.Module, config: DiffusionRun, images: Images, unseen: Images, out: Path
-) -> Metrics:
+def evaluate(config: DiffusionRun, images: Images, unseen: Images, out: Path) -> Metrics:
     """Return everything that is measured of the network kept in `out`, and draw its samples."""
+    net = fresh_network(config).eval().requires_grad_(False)
     real = images.pixels.to(config.device)
     by = _judge(config, real)
     whole = {"dynamic": False, "fullgraph": True}
@@ -56,7 +55,7 @@ def evaluate(
         features = judge.load_inception(config.inception, config.device)
         found["fid"] = round(judge.fid(features, pixels, real), 4)
     found["flow"] = flow_bound(denoiser(net, config, half=False), unseen, config)
-    return found | {"curve": curve}
+    return found | {"curve": curve, "parameters": sum(p.numel() for p in net.parameters())}
 
 
 def _judge(config: DiffusionRun, real: Tensor) -> judge.Judge | None:

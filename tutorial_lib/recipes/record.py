@@ -115,11 +115,17 @@ def written_by(name: str) -> dict[str, str]:
     return {"recipe": name, "commit": _commit()}
 
 
-def save_weights(net: torch.nn.Module, path: Path) -> None:
-    """Write a network's weights in bfloat16, 2 bytes each."""
+def origin(name: str, device: str) -> dict[str, str]:
+    """Return what a file of weights says of its origin: recipe, commit, device and torch."""
+    where = _where(device)
+    return written_by(name) | {"device": where["device"], "torch": where["torch"]}
+
+
+def save_weights(net: torch.nn.Module, path: Path, about: dict[str, str] | None = None) -> None:
+    """Write a network's weights in bfloat16, 2 bytes each, with their origin."""
     half = {name: x.detach().bfloat16().cpu().contiguous() for name, x in net.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(half, path)
+    safetensors.torch.save_file(half, path, about)
 
 
 class Journal:
