@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, normalize, pad
 
 from tutorial_lib import samplers
 from tutorial_lib.exercises import Exercise, Mistake
@@ -21,14 +21,6 @@ Pair = tuple[Tensor, Tensor]
 def _normal(seed: int, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _bars(n_steps: int) -> Tensor:
-    return torch.cumprod(1 - DiscreteVP.linear(n_steps).betas, 0)
 
 
 # The paper (appendix D.2) takes floor(c i) and floor(c i^2) with a c that brings the last step
@@ -68,12 +60,22 @@ SUB_SEQUENCE = Exercise(
     "03.1",
     "a network trained on T steps may be sampled along any few of them that end at T.",
     _sub_sequence,
-    lambda: [(40, 10), (64, 8), (100, 7)],  # where every way to write the floor rounds alike
+    lambda: [(30, 10), (64, 8), (100, 7)],  # where every way to write the floor rounds alike
     (
         Mistake(
             "i from 0",
             "let i run from 1 to n: from 0 to n - 1 the last step is short of T.",
             lambda n_steps, n: _floored(n_steps, n, first=0),
+        ),
+        Mistake(
+            "i from 0, and 1 added",
+            "1 added to i from 0 starts at step 1 and stops short of T: let i run from 1 to n.",
+            lambda n_steps, n: _each(lambda tau: (tau + 1).unique(), _floored(n_steps, n, 0)),
+        ),
+        Mistake(
+            "floored stride",
+            "take the floor last: i strides of T // n stop short of T unless n divides T.",
+            lambda T, n: (T // n * torch.arange(1, n + 1), _sub_sequence(T, n)[1]),
         ),
         Mistake(
             "counted from 0",
@@ -83,9 +85,7 @@ SUB_SEQUENCE = Exercise(
         Mistake(
             "0 listed",
             "leave 0 out of tau: it is where the last jump lands, not where a jump starts.",
-            lambda n_steps, n: _each(
-                lambda tau: torch.cat([tau.new_zeros(1), tau]), _floored(n_steps, n)
-            ),
+            lambda n_steps, n: _each(lambda tau: pad(tau, (1, 0)), _floored(n_steps, n)),
         ),
         Mistake(
             "falling",
@@ -102,11 +102,7 @@ SUB_SEQUENCE = Exercise(
             "a step that stands in tau twice asks the network for nothing: keep each one once.",
             lambda n_steps, n: _each(lambda tau: tau.clamp(min=1), _floored(n_steps, n)),
         ),
-        Mistake(
-            "rounded",
-            "round down, as the paper's floor does, not to the nearest.",
-            _rounded,
-        ),
+        Mistake("rounded", "round down, as the paper's floor does, not to nearest.", _rounded),
         Mistake(
             "the authors' code",
             "the authors' code counts from 0 and stops at 0.8 T: here the last step is T.",
@@ -116,10 +112,10 @@ SUB_SEQUENCE = Exercise(
 )
 
 
-def _ends(bars: Tensor, tau: Tensor) -> Pair:
+def _ends(bars: Tensor, tau: Tensor, clean: float = 1.0) -> Pair:
     """Return alpha_bar where each jump lands and where it starts; it lands last on x_0, at 1."""
     start = bars[tau - 1]
-    return torch.cat([bars.new_ones(1), start[:-1]]), start
+    return torch.cat([bars.new_tensor([clean]), start[:-1]]), start
 
 
 def _before(bars: Tensor, tau: Tensor) -> Tensor:
@@ -127,7 +123,7 @@ def _before(bars: Tensor, tau: Tensor) -> Tensor:
     return torch.cat([bars.new_ones(1), bars])[tau - 1]
 
 
-def _eta_times(variance: Callable[[Tensor, Tensor], Tensor], ends: Callable = _ends) -> Callable:
+def _eta_times(variance: Callable[..., Tensor], ends: Callable = _ends) -> Callable:
     return lambda bars, tau, eta: eta * variance(*ends(bars, tau)).sqrt()
 
 
@@ -135,19 +131,13 @@ def _tilde(bar_s: Tensor, bar_t: Tensor) -> Tensor:
     return (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)
 
 
-def _sigma(bars: Tensor, tau: Tensor, eta: float) -> Tensor:
-    return eta * _tilde(*_ends(bars, tau)).sqrt()
-
-
-def _beta_of_one_step(bars: Tensor, tau: Tensor, eta: float) -> Tensor:
-    bar_s, bar_t = _ends(bars, tau)
-    beta = 1 - bar_t / _before(bars, tau)
-    return eta * ((1 - bar_s) / (1 - bar_t) * beta).sqrt()
+_sigma = _eta_times(_tilde)
 
 
 def _sigma_probes() -> Probes:
     tau = torch.tensor([4, 20, 57, 90])  # short of T, where an index off by one would raise
-    return [(_bars(100), tau, 1.0), (_bars(100), tau, 0.4)]
+    bars = torch.cumprod(1 - DiscreteVP.linear(100).betas, 0)
+    return [(bars, tau, 1.0), (bars, tau, 0.4)]
 
 
 SIGMA = Exercise(
@@ -164,7 +154,10 @@ SIGMA = Exercise(
         Mistake(
             "beta_t for the jump's",
             "1 - alpha_bar_t / alpha_bar_s spans the whole jump; beta_t is one step's.",
-            _beta_of_one_step,
+            _eta_times(
+                lambda bar_s, bar_t, bar: (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar),
+                lambda bars, tau: (*_ends(bars, tau), _before(bars, tau)),
+            ),
         ),
         Mistake(
             "index off by one",
@@ -174,7 +167,7 @@ SIGMA = Exercise(
         Mistake(
             "variance for std",
             "that is the variance: eq. 16 takes the root of both factors.",
-            lambda bars, tau, eta: _sigma(bars, tau, eta) ** 2,
+            lambda bars, tau, eta: eta * _tilde(*_ends(bars, tau)),
         ),
         Mistake(
             "eta under the root",
@@ -189,10 +182,7 @@ SIGMA = Exercise(
         Mistake(
             "last jump to step 1",
             "the last jump lands on x_0, where alpha_bar is 1, not on step 1.",
-            _eta_times(
-                _tilde,
-                lambda bars, tau: (torch.cat([bars[:1], bars[tau - 1][:-1]]), bars[tau - 1]),
-            ),
+            _eta_times(_tilde, lambda bars, tau: _ends(bars, tau, float(bars[0]))),
         ),
         Mistake(
             "last jump left out",
@@ -228,16 +218,16 @@ def _towards(clean: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Calla
     )
 
 
-def _ddim_probes() -> Probes:
-    jumps = ((0.2, 0.5, 0.3), (0.05, 0.9, 0.08), (0.7, 0.8, 0.0), (0.9, 1.0, 0.0))
-    return [(*_normal(k, 3, 4, 2), *map(_number, jump)) for k, jump in enumerate(jumps)]
+def _jumps(n: int, *jumps: tuple[float, ...]) -> Probes:
+    levels = torch.tensor(jumps, dtype=torch.float64)
+    return [(*_normal(k, n, 4, 2), *jump) for k, jump in enumerate(levels)]
 
 
 DDIM_STEP = Exercise(
     "03.3",
     "fresh noise takes its share from the old, so x_s has the right noise whatever sigma is.",
     _ddim_step,
-    _ddim_probes,
+    lambda: _jumps(3, (0.2, 0.5, 0.3), (0.05, 0.9, 0.08), (0.7, 0.8, 0.0), (0.9, 1.0, 0.0)),
     (
         Mistake(
             "noise counted twice",
@@ -255,6 +245,11 @@ DDIM_STEP = Exercise(
             _along(lambda t, s, sigma: 1 - s - sigma**2),
         ),
         Mistake(
+            "direction of x_t",
+            "the direction is a part of x_s: its weight needs 1 - alpha_bar_s, not alpha_bar_t.",
+            _along(lambda t, s, sigma: (1 - t - sigma**2).sqrt()),
+        ),
+        Mistake(
             "variance for std",
             "the fresh noise z is multiplied by sigma itself, not by its square.",
             lambda xt, e, z, t, s, sigma: _ddim_step(xt, e, 0 * z, t, s, sigma) + sigma**2 * z,
@@ -265,6 +260,16 @@ DDIM_STEP = Exercise(
             _towards(lambda xt, e, t, s: s.sqrt() * (xt - (1 - t).sqrt() * e)),
         ),
         Mistake(
+            "noise without its root",
+            "x_t holds sqrt(1 - alpha_bar_t) eps: take the root before you subtract it.",
+            _towards(lambda xt, e, t, s: s.sqrt() * (xt - (1 - t) * e) / t.sqrt()),
+        ),
+        Mistake(
+            "x_0 clipped",
+            "eq. 12 does not clip the predicted x_0: that is a default of diffusers, for images.",
+            _towards(lambda xt, e, t, s: s.sqrt() * _clean(xt, e, t).clamp(-1, 1)),
+        ),
+        Mistake(
             "x_0 not shrunk again",
             "x_s holds sqrt(alpha_bar_s) x_0: scale the predicted x_0.",
             _towards(lambda xt, e, t, s: _clean(xt, e, t)),
@@ -272,9 +277,7 @@ DDIM_STEP = Exercise(
         Mistake(
             "ends swapped",
             "alpha_bar_t belongs to the point that you have, alpha_bar_s to the one you make.",
-            lambda xt, e, z, t, s, sigma: (
-                t.sqrt() * _clean(xt, e, s) + (1 - t - sigma**2).sqrt() * e + sigma * z
-            ),
+            lambda xt, e, z, t, s, sigma: _ddim_step(xt, e, z, s, t, sigma),
         ),
     ),
 )
@@ -290,16 +293,11 @@ def _ode_step(rise: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]
     return lambda xs, e, s, t: t.sqrt() * (xs / s.sqrt() + rise(1 / s - 1, 1 / t - 1) * e)
 
 
-def _encode_probes() -> Probes:
-    jumps = ((0.99, 0.9), (0.5, 0.3), (0.8, 0.1))
-    return [(*_normal(k, 2, 4, 2), *map(_number, jump)) for k, jump in enumerate(jumps)]
-
-
 ENCODE_STEP = Exercise(
     "03.4",
     "encoding is the sampler's step towards more noise: both are Euler steps of one ODE.",
     _encode_step,
-    _encode_probes,
+    lambda: _jumps(2, (0.99, 0.9), (0.5, 0.3), (0.8, 0.1)),
     (
         Mistake(
             "fresh noise",
@@ -327,6 +325,21 @@ ENCODE_STEP = Exercise(
             lambda xs, e, s, t: _encode_step(xs, e, s, t) / t.sqrt(),
         ),
         Mistake(
+            "never rescaled",
+            "the ODE moves x / sqrt(alpha_bar): divide x_s by its root, step, and multiply back.",
+            lambda xs, e, s, t: xs + ((1 / t - 1).sqrt() - (1 / s - 1).sqrt()) * e,
+        ),
+        Mistake(
+            "noise of x for that of x-bar",
+            "x / sqrt(alpha_bar) holds noise of sqrt(1 / alpha_bar - 1): divide by the root too.",
+            lambda xs, e, s, t: t.sqrt() * (xs / s.sqrt() + ((1 - t).sqrt() - (1 - s).sqrt()) * e),
+        ),
+        Mistake(
+            "Euler in sigma^2",
+            "that is Euler's step in sigma^2, the probability flow's clock: DDIM steps in sigma.",
+            _ode_step(lambda noise_s, noise_t: (noise_t - noise_s) / (2 * noise_s.sqrt())),
+        ),
+        Mistake(
             "variances in the ODE",
             "the ODE's clock is sqrt(1 / alpha_bar - 1): take the roots, then the difference.",
             _ode_step(lambda noise_s, noise_t: noise_t - noise_s),
@@ -348,16 +361,12 @@ def _angle(a: Tensor, b: Tensor) -> Tensor:
     return cosine_similarity(a, b, dim=1).acos()[:, None]
 
 
-def _slerp_probes() -> Probes:
-    # as many rows as columns, so that a second axis forgotten does not raise
-    return [(*_normal(k, 2, 3, 3), share) for k, share in enumerate((0.5, 0.2))]
-
-
 SLERP = Exercise(
     "03.5",
     "on a great circle noise keeps its norm; a straight line cuts through where no noise lies.",
     samplers.slerp,
-    _slerp_probes,
+    # as many rows as columns, so that a second axis forgotten does not raise
+    lambda: [(*_normal(k, 2, 3, 3), share) for k, share in enumerate((0.5, 0.2))],
     (
         Mistake(
             "straight line",
@@ -372,9 +381,7 @@ SLERP = Exercise(
         Mistake(
             "norms lost",
             "unit vectors are for the angle alone: mix a and b themselves, with their norms.",
-            lambda a, b, share: _turned(
-                _angle(a, b), normalize(a, dim=1), normalize(b, dim=1), share
-            ),
+            lambda a, b, share: _turned(_angle(a, b), normalize(a), normalize(b), share),
         ),
         Mistake(
             "one angle for the batch",
@@ -389,9 +396,9 @@ SLERP = Exercise(
             lambda a, b, share: _turned((a * b).sum(1, keepdim=True).acos(), a, b, share),
         ),
         Mistake(
-            "degrees",
-            "torch.sin takes radians: leave acos as it is.",
-            lambda a, b, share: _turned(_angle(a, b).rad2deg(), a, b, share),
+            "sine of the whole missing",
+            "divide both sines by the sine of the whole angle: share = 0 must give a.",
+            lambda a, b, share: samplers.slerp(a, b, share) * _angle(a, b).sin(),
         ),
         Mistake(
             "ends swapped",
@@ -430,9 +437,9 @@ def _gamma(bars: Tensor, sigmas: Tensor) -> Tensor:
     return q.kl(p)
 
 
-def _priced(cost: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def _priced(cost: Callable[[Tensor, Tensor], Tensor], pull: Callable = _pull) -> Callable:
     """Return weights `cost`(c_t, 1 / alpha_bar_t - 1) / (2 sigma_t^2)."""
-    return lambda bars, sigmas: cost(_pull(bars, sigmas), 1 / bars[1:] - 1) / (2 * sigmas[1:] ** 2)
+    return lambda bars, sigmas: cost(pull(bars, sigmas), 1 / bars[1:] - 1) / (2 * sigmas[1:] ** 2)
 
 
 def _ddpm_weight(bars: Tensor, sigmas: Tensor) -> Tensor:
@@ -474,9 +481,7 @@ GAMMA = Exercise(
         Mistake(
             "sigma not subtracted",
             "the direction's weight is the root of 1 - alpha_bar_{t-1} - sigma_t^2.",
-            lambda bars, sigmas: (
-                _priced(lambda pull, noise: noise)(bars, sigmas) * _pull(bars, 0 * sigmas) ** 2
-            ),
+            _priced(lambda pull, noise: pull**2 * noise, lambda bars, sd: _pull(bars, 0 * sd)),
         ),
         Mistake(
             "half missing",
