@@ -16,8 +16,7 @@ from tutorial_lib.gaussian import Gaussian
 
 Probes = list[tuple[Any, ...]]
 Pairs = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-Rule = Callable[[Tensor], Tensor]
-Field = Callable[[Tensor], Tensor]  # x (B, D) to (B, D)
+Rule = Callable[[Tensor], Tensor]  # such as a field, x (B, D) to (B, D)
 Flow = Callable[[Tensor, Tensor], Tensor]  # x (B, D) and t to (B, D), or to (B,)
 
 
@@ -93,9 +92,9 @@ KERNEL = Exercise(
             lambda b: _pairs(_kept(b), _lost(b / 2).sqrt(), _lost(b / 2)),
         ),
         Mistake(
-            "grouped by kind",
-            "return (mean factor, std) of the VP SDE, then (mean factor, std) of the sub-VP SDE.",
-            lambda b: ((_kept(b), _kept(b)), (_lost(b).sqrt(), _lost(b))),
+            "half taken twice",
+            "the exponent is -B / 2: Song's 0.25 holds the half that integrating t gives.",
+            lambda b: _kernel(b / 2),
         ),
     ),
 )
@@ -116,18 +115,17 @@ def _dsm(
     *,
     power: int = 2,
     target: Callable[[Tensor, Tensor], Tensor] = lambda eps, std: -eps / std,
-    size: Rule = lambda gap: gap.square().sum(1),
 ) -> Tensor:
     xt = mean_factor[:, None] * x0 + std[:, None] * eps
-    return std**power * size(score(xt, t) - target(eps, std[:, None]))
+    return std**power * (score(xt, t) - target(eps, std[:, None])).square().sum(1)
 
 
 def _dsm_probes() -> Probes:
     t = _exact([0.02, 0.2, 0.4, 0.7, 1.0])
     vp, sub_vp = _kernel(0.1 * t + 9.95 * t**2)
     return [
-        (_slope, _normal(0, 5, 2), t, _normal(1, 5, 2), *vp),
-        (_slope, _normal(2, 5, 2), t, _normal(3, 5, 2), *sub_vp),
+        (_slope, _normal(0, 5, 3), t, _normal(1, 5, 3), *vp),
+        (_slope, _normal(2, 5, 3), t, _normal(3, 5, 3), *sub_vp),
     ]
 
 
@@ -153,9 +151,14 @@ DSM = Exercise(
             partial(_dsm, target=lambda eps, std: -eps / std**2),
         ),
         Mistake(
-            "square left out",
-            "square the norm: only then is the minimiser the mean of the target, the score.",
-            partial(_dsm, size=lambda gap: gap.norm(dim=1)),
+            "score taken for a noise",
+            "a score is not the noise that DDPM's network guesses: -std score is.",
+            partial(_dsm, power=0, target=lambda eps, std: eps),
+        ),
+        Mistake(
+            "mean over dimensions",
+            "a squared norm adds up the dimensions: sum over them, do not average.",
+            lambda *given: _dsm(*given) / given[1].shape[1],
         ),
         Mistake(
             "weight left out",
@@ -166,11 +169,6 @@ DSM = Exercise(
             "std for variance",
             "the weight is the kernel's variance, std^2, not std.",
             partial(_dsm, power=1),
-        ),
-        Mistake(
-            "clean point shown",
-            "the score is asked at the noised x_t, not at x_0.",
-            lambda s, x0, *rest: _dsm(lambda xt, t: s(x0, t), x0, *rest),
         ),
         Mistake(
             "data not scaled",
@@ -200,18 +198,14 @@ def _step(
     return x + (growth * beta * x + push(beta) * score) * dt + spread(beta, dt) * z
 
 
-def _step_probes() -> Probes:
-    return [
-        (_normal(k, 4, 2), _normal(k + 1, 4, 2), _exact(beta), _exact(dt), _normal(k + 2, 4, 2))
-        for k, (beta, dt) in enumerate([(0.1, 0.2), (5.0, 0.02), (20.0, 0.01)])
-    ]
-
-
 STEP = Exercise(
     "04.3",
     "backwards, the drift turns round and gains beta times the score; the noise stays noise.",
     _step,
-    _step_probes,
+    lambda: [
+        (_normal(k, 4, 2), _normal(k + 1, 4, 2), _exact(beta), _exact(dt), _normal(k + 2, 4, 2))
+        for k, (beta, dt) in enumerate([(0.1, 0.2), (5.0, 0.02), (20.0, 0.01)])
+    ],
     (
         Mistake(
             "x shrinks",
@@ -239,9 +233,9 @@ STEP = Exercise(
             partial(_step, growth=1),
         ),
         Mistake(
-            "g for g^2",
-            "the score is multiplied by g^2 = beta, not by g.",
-            partial(_step, push=torch.sqrt),
+            "beta for g",
+            "beta is g^2: the score is multiplied by beta and z by its root.",
+            partial(_step, push=torch.square, spread=lambda beta, dt: beta * dt.sqrt()),
         ),
         Mistake(
             "dt missing in the noise",
@@ -257,6 +251,11 @@ STEP = Exercise(
             "g^2 for g",
             "z is multiplied by g = sqrt(beta) and sqrt(dt), not by beta.",
             partial(_step, spread=lambda beta, dt: beta * dt.sqrt()),
+        ),
+        Mistake(
+            "ancestral step",
+            "DDPM's step divides by sqrt(1 - beta dt): Euler-Maruyama adds drift and noise to x.",
+            lambda x, s, b, dt, z: (x + b * dt * s) / (1 - b * dt).sqrt() + (b * dt).sqrt() * z,
         ),
     ),
 )
@@ -275,18 +274,14 @@ def _family(
     return -0.5 * beta * x - weight(lam) * beta * score, spread(lam, beta)
 
 
-def _family_probes() -> Probes:
-    return [
-        (_normal(k, 4, 2), _normal(k + 1, 4, 2), _exact(beta), _exact(lam))
-        for k, (beta, lam) in enumerate([(7.0, 0.0), (0.4, 0.5), (3.0, 1.0), (12.0, 1.5)])
-    ]
-
-
 FAMILY = Exercise(
     "04.4",
     "noise lam g and a score weighted (1 + lam^2) / 2 balance: same marginals, other paths.",
     _family,
-    _family_probes,
+    lambda: [
+        (_normal(k, 4, 2), _normal(k + 1, 4, 2), _exact(beta), _exact(lam))
+        for k, (beta, lam) in enumerate([(7.0, 0.0), (0.4, 0.5), (3.0, 1.0), (12.0, 1.5)])
+    ],
     (
         Mistake(
             "lam for lam^2 in the drift",
@@ -309,6 +304,16 @@ FAMILY = Exercise(
             partial(_family, weight=torch.ones_like),
         ),
         Mistake(
+            "noise turned up alone",
+            "noise blurs the marginals: lam^2 g^2 / 2 more of the score must undo that.",
+            partial(_family, weight=lambda lam: torch.full_like(lam, 0.5)),
+        ),
+        Mistake(
+            "undone in the wrong direction",
+            "(1 - lam^2) / 2 is for noise added with dt > 0: here the steps go back in time.",
+            partial(_family, weight=lambda lam: (1 - lam**2) / 2),
+        ),
+        Mistake(
             "half missing",
             "the weight is (1 + lam^2) / 2: at lam = 1 it must be the reverse SDE's, 1.",
             partial(_family, weight=lambda lam: 1 + lam**2),
@@ -324,24 +329,19 @@ FAMILY = Exercise(
             lambda x, score, beta, lam: _family(-x, -score, beta, lam),
         ),
         Mistake(
-            "noise for every lam",
-            "the diffusion is lam sqrt(beta): the flow, lam = 0, has none.",
-            partial(_family, spread=lambda lam, beta: beta.sqrt()),
-        ),
-        Mistake(
-            "variance for std",
-            "lam^2 beta is the variance that one unit of time adds: return its root.",
-            partial(_family, spread=lambda lam, beta: lam**2 * beta),
+            "g^2 for g",
+            "beta is g^2, a variance per unit of time: the diffusion is lam times its root.",
+            partial(_family, spread=lambda lam, beta: lam * beta),
         ),
     ),
 )
 
 
-def _hutchinson(f: Field, x: Tensor, signs: Tensor) -> Tensor:
+def _hutchinson(f: Rule, x: Tensor, signs: Tensor) -> Tensor:
     return torch.stack([likelihood.hutchinson(v)(f, x)[1] for v in signs]).mean(0)
 
 
-def _products(f: Field, x: Tensor, vectors: Tensor, *, look_once: bool = False) -> Tensor:
+def _products(f: Rule, x: Tensor, vectors: Tensor, *, look_once: bool = False) -> Tensor:
     """Return v J for each of the vectors, (n, B, D)."""
     x = x.detach().requires_grad_()
     value = f(x)
@@ -366,14 +366,14 @@ HUTCHINSON = Exercise(
             lambda f, x, signs: _products(f, x, signs).sum(2).mean(0),
         ),
         Mistake(
-            "probe left out of the product",
-            "weigh the field's entries by v, not by 1, before you differentiate.",
-            lambda f, x, v: (_products(f, x, torch.ones_like(v)) * v).sum(2).mean(0),
+            "one probe alone",
+            "only the first probe was asked: loop over all n, and return after the loop.",
+            lambda f, x, signs: _hutchinson(f, x, signs[:1]),
         ),
         Mistake(
-            "product squared",
-            "|v J|^2 estimates the sum of all squared entries of J: multiply v J by v.",
-            lambda f, x, signs: _products(f, x, signs).square().sum(2).mean(0),
+            "all probes in one pass",
+            "one backward pass for all probes mixes them: v J v needs a pass for each v.",
+            lambda f, x, v: (_products(f, x, v.sum(0, keepdim=True)) * v).sum(2).mean(0),
         ),
         Mistake(
             "sum over probes",
@@ -405,11 +405,13 @@ HUTCHINSON = Exercise(
 
 
 def _stream(x: Tensor, t: Tensor) -> Tensor:
-    return (1 + t) * torch.tanh(0.7 * x + 0.1) - 0.4 * x.roll(1, dims=1)
+    pace = 1 + torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1)  # one t, or one for each row
+    return pace * torch.tanh(0.7 * x + 0.1) - 0.4 * x.roll(1, dims=1)
 
 
 def _stream_divergence(x: Tensor, t: Tensor) -> Tensor:
-    return 0.7 * (1 + t) * (1 - torch.tanh(0.7 * x + 0.1).square()).sum(1)
+    pace = 1 + torch.as_tensor(t, dtype=x.dtype).flatten()
+    return 0.7 * pace * (1 - torch.tanh(0.7 * x + 0.1).square()).sum(1)
 
 
 def _log_likelihood(
@@ -420,14 +422,16 @@ def _log_likelihood(
     log_prior: Rule,
     *,
     late: int = 0,
+    asked: int = 0,
     moved: int = 0,
+    even: bool = False,
     rate: Callable[[Tensor, Tensor], Tensor] = lambda change, dt: change * dt,
 ) -> Tensor:
     gained = torch.zeros_like(x[:, 0])
     for ends in pairwise(times):
-        t, dt = ends[late], ends[1] - ends[0]
-        places = x, x + drift(x, t) * dt
-        gained = gained + rate(divergence(places[moved], t), dt)
+        dt = times[1] - times[0] if even else ends[1] - ends[0]
+        places = x, x + drift(x, ends[late]) * dt
+        gained = gained + rate(divergence(places[moved], ends[asked]), dt)
         x = places[1]
     return log_prior(x) + gained
 
@@ -460,14 +464,14 @@ LIKELIHOOD = Exercise(
             lambda x, f, div, times, p: _log_likelihood(x, f, div, times, lambda end: p(x)),
         ),
         Mistake(
-            "prior forgotten",
-            "the integral is only the change of log p: add the prior's log-density at the end.",
-            lambda *given: _log_likelihood(*given[:4], lambda end: 0 * end[:, 0]),
+            "times reversed",
+            "the point starts as data: take the times as they rise, not as a sampler does.",
+            lambda x, f, div, times, p: _log_likelihood(x, f, div, times.flip(0), p),
         ),
         Mistake(
-            "divergence at the data",
-            "take the divergence where the point is now, not where it started.",
-            lambda x, f, div, *rest: _log_likelihood(x, f, lambda now, t: div(x, t), *rest),
+            "one dt for all",
+            "the times need not be evenly spaced: every step has a dt of its own.",
+            partial(_log_likelihood, even=True),
         ),
         Mistake(
             "moved before asked",
@@ -475,9 +479,14 @@ LIKELIHOOD = Exercise(
             partial(_log_likelihood, moved=1),
         ),
         Mistake(
+            "divergence where the step ends",
+            "drift and divergence belong to one place and time: ask for both before the step.",
+            partial(_log_likelihood, moved=1, asked=1),
+        ),
+        Mistake(
             "later end of the step",
             "Euler's step takes both rates at the time where it begins, not where it ends.",
-            partial(_log_likelihood, late=1),
+            partial(_log_likelihood, late=1, asked=1),
         ),
         Mistake(
             "against the flow",
