@@ -16,6 +16,7 @@ from tutorial_lib.schedule import DiscreteVP
 
 Probes = list[tuple[Any, ...]]
 Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
@@ -43,29 +44,25 @@ def _angles(n_steps: int, s: float) -> Tensor:
     return (t + s) / (1 + s) * math.pi / 2
 
 
-def _cosine_of(f: Callable[[int, float], Tensor]) -> Callable[..., Pair]:
-    """Return a schedule whose alpha_bar is proportional to f(T, s), at steps 0 .. T."""
+def _squares(n_steps: int, s: float) -> Tensor:
+    return _angles(n_steps, s).cos() ** 2
+
+
+def _cosine_of(
+    f: Callable[[int, float], Tensor] = _squares, *, low: float | None = None, high: float = 0
+) -> Callable[..., Pair]:
+    """Return a schedule of f(T, s) / f(0), betas clipped to `low` and `high` (max_beta, if 0)."""
 
     def cosine(n_steps: int, s: float, max_beta: float) -> Pair:
         values = f(n_steps, s)
-        betas = (1 - values[1:] / values[:-1]).clamp(max=max_beta)
+        betas = (1 - values[1:] / values[:-1]).clamp(low, high or max_beta)
         return betas, _bars(betas)
 
     return cosine
 
 
-def _undivided(n_steps: int, s: float) -> Tensor:
-    squares = _angles(n_steps, s).cos() ** 2
-    return torch.cat([torch.ones_like(squares[:1]), squares[1:]])
-
-
-def _one_late(n_steps: int, s: float) -> Tensor:
-    squares = _angles(n_steps, s).cos() ** 2
-    return torch.cat([squares[:1], squares[:-1]])
-
-
 def _unclipped(n_steps: int, s: float, max_beta: float) -> Pair:
-    squares = _angles(n_steps, s).cos() ** 2
+    squares = _squares(n_steps, s)
     return 1 - squares[1:] / squares[:-1], squares[1:] / squares[0]
 
 
@@ -73,13 +70,9 @@ COSINE = Exercise(
     "05.1",
     "a schedule may be drawn as the alpha_bar one wants: its betas follow by division.",
     _cosine_truth,
-    lambda: [(200, 0.008, 0.999), (40, 0.008, 0.999), (20, 0.17, 0.5)],
+    # At 1000 steps the first betas are below 0.0001, a floor that some code gives them.
+    lambda: [(1000, 0.008, 0.02), (40, 0.008, 0.999), (20, 0.17, 0.5)],
     (
-        Mistake(
-            "s left out",
-            "s starts the cosine a little past its flat top: without it beta_1 is next to 0.",
-            _cosine_of(lambda n, s: _angles(n, 0).cos() ** 2),
-        ),
         Mistake(
             "not divided by 1 + s",
             "divide t / T + s by 1 + s: the angle must end at pi / 2, not beyond.",
@@ -93,17 +86,32 @@ COSINE = Exercise(
         Mistake(
             "not divided by f(0)",
             "alpha_bar_t is f(t) / f(0), so that alpha_bar_0 = 1: f(0) itself is a little less.",
-            _cosine_of(_undivided),
+            _cosine_of(lambda n, s: torch.cat([torch.ones(1), _squares(n, s)[1:]])),
         ),
         Mistake(
             "one step late",
             "step 1 already goes from f(0) to f(1): its beta is not 0.",
-            _cosine_of(_one_late),
+            _cosine_of(lambda n, s: torch.cat([_squares(n, s)[:1], _squares(n, s)[:-1]])),
+        ),
+        Mistake(
+            "T points for T steps",
+            "T steps have T + 1 ends: linspace with T points makes them too long and beta_1 zero.",
+            _cosine_of(lambda n, s: torch.cat([_squares(n, s)[:1], _squares(n - 1, s)])),
         ),
         Mistake(
             "clip missing",
             "f(T) = 0 makes the last beta 1, and nothing is left: let none exceed max_beta.",
             _unclipped,
+        ),
+        Mistake(
+            "the paper's clip",
+            "0.999 is the paper's choice: here the limit is the argument, max_beta.",
+            _cosine_of(high=0.999),
+        ),
+        Mistake(
+            "clipped from below",
+            "clip from above alone: the first betas of a long chain are below 0.0001, rightly.",
+            _cosine_of(low=1e-4),
         ),
         Mistake(
             "alpha_bar before the clip",
@@ -153,16 +161,6 @@ VARIANCE = Exercise(
             lambda v, high, low: v * high + (1 - v) * low,
         ),
         Mistake(
-            "still a logarithm",
-            "that is the logarithm of the variance: exponentiate it.",
-            lambda v, high, low: _between(v, high, low).log(),
-        ),
-        Mistake(
-            "std for variance",
-            "return the variance: its square root is taken where the noise is drawn.",
-            lambda v, high, low: _between(v, high, low).sqrt(),
-        ),
-        Mistake(
             "clamped",
             "do not clamp v: a variance beyond the two ends is allowed, and may be the best.",
             lambda v, high, low: _between(v.clamp(0, 1), high, low),
@@ -198,12 +196,10 @@ def _hybrid_of(
     weight: float = 1e-3,
     n_terms: int = 0,
     stopped: bool = True,
-) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+) -> Callable[..., Triple]:
     """Return an answer whose L_vlb is `n_terms` (T, if 0) times the `kl` of the `steps`."""
 
-    def hybrid(
-        eps: Tensor, eps_hat: Tensor, v: Tensor, t: Tensor, betas: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def hybrid(eps: Tensor, eps_hat: Tensor, v: Tensor, t: Tensor, betas: Tensor) -> Triple:
         still = eps_hat.detach() if stopped else eps_hat
         vlb = (n_terms or len(betas)) * kl(*steps(eps, still, v, t, betas))
         loss = (eps - eps_hat).square().sum(1) + weight * vlb
@@ -251,6 +247,16 @@ HYBRID = Exercise(
             "mean over dimensions",
             "sum both parts over the dimensions: the loss is that of the whole point.",
             lambda *given: tuple(part / 2 for part in _hybrid_of()(*given)),
+        ),
+        Mistake(
+            "bits per dimension",
+            "improved-diffusion has L_vlb in bits per dimension: here it is in nats per point.",
+            lambda *given: tuple(x / 2 for x in _hybrid_of(weight=1e-3 / math.log(2))(*given)),
+        ),
+        Mistake(
+            "the means' distance left out",
+            "stopped is not left out: the error of the mean stays in the KL, and moves v.",
+            _hybrid_of(lambda eps, hat, v, t, b: _steps(eps, eps, v, t, b)),
         ),
         Mistake(
             "KL the wrong way round",
@@ -314,49 +320,41 @@ IMPORTANCE = Exercise(
             lambda history: _drawn(_rms(history.T)),
         ),
         Mistake(
-            "weights forgotten",
-            "what is drawn more often must count less: the weight is 1 / (T p_t), not 1.",
-            _weighed(torch.ones_like),
+            "a uniform share",
+            "p is proportional to the root mean square alone: add no uniform share to it.",
+            lambda h: _drawn(0.999 * _rms(h) + 0.001 * _rms(h).mean()),
+        ),
+        Mistake(
+            "weights rescaled",
+            "leave the weights as they are: divided by their largest, they shrink the mean.",
+            _weighed(lambda p: p.min() / p),
         ),
         Mistake(
             "T forgotten in the weights",
             "1 / p_t would give the sum over the steps: for their mean divide by T as well.",
             _weighed(lambda p: 1 / p),
         ),
-        Mistake(
-            "weights upside down",
-            "T p_t counts large losses twice over: the weight is its reciprocal.",
-            _weighed(lambda p: len(p) * p),
-        ),
     ),
 )
 
 
-def _narrowed(bars: Tensor, steps: Tensor, betas: Tensor) -> Pair:
-    """Return betas with the beta_tildes that belong to them."""
-    kept = bars[steps - 1]
-    return betas, (1 - _before(kept)) / (1 - kept) * betas
-
-
 def _respace_truth(bars: Tensor, steps: Tensor) -> Pair:
     kept = bars[steps - 1]
-    return _narrowed(bars, steps, 1 - kept / _before(kept))
+    return 1 - kept / _before(kept), _tildes(kept)
 
 
-def _over_strides(reduce: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Pair]:
-    """Return an answer that reduces the long chain's betas, stride by stride."""
-
-    def respace(bars: Tensor, steps: Tensor) -> Pair:
-        betas, ends = 1 - bars / _before(bars), steps.tolist()
-        strides = zip([0, *ends[:-1]], ends, strict=True)
-        return _narrowed(bars, steps, torch.stack([reduce(betas[a:b]) for a, b in strides]))
-
-    return respace
+def _picked(bars: Tensor, steps: Tensor) -> Tensor:
+    return (1 - bars / _before(bars))[steps - 1]
 
 
 def _neighbour(bars: Tensor, steps: Tensor) -> Pair:
     betas, _ = _respace_truth(bars, steps)
     return betas, ((1 - _before(bars)) / (1 - bars))[steps - 1] * betas
+
+
+def _filled(bars: Tensor, steps: Tensor) -> Pair:
+    betas, tildes = _respace_truth(bars, steps)
+    return betas, torch.cat([tildes[1:2], tildes[1:]])
 
 
 def _respace_probes() -> Probes:
@@ -376,22 +374,17 @@ RESPACE = Exercise(
         Mistake(
             "the long chain's betas",
             "a stride adds more noise than one step: divide by alpha_bar of the step kept before.",
-            _over_strides(lambda betas: betas[-1]),
+            lambda *given: (_picked(*given), _tildes(_bars(_picked(*given)))),
         ),
         Mistake(
-            "betas added",
-            "betas add up only while they are tiny: a stride's alpha is the product of alphas.",
-            _over_strides(torch.sum),
-        ),
-        Mistake(
-            "betas multiplied",
-            "over a stride the alphas multiply, not the betas: beta is 1 minus their product.",
-            _over_strides(torch.prod),
+            "both tables picked",
+            "rows of the long chain's tables are steps of one: make new tables for the strides.",
+            lambda bars, steps: (_picked(bars, steps), _tildes(bars)[steps - 1]),
         ),
         Mistake(
             "ratio forgotten",
             "1 - alpha_bar_s is the noise of all s steps, not that of the last stride.",
-            lambda bars, steps: _narrowed(bars, steps, 1 - bars[steps - 1]),
+            lambda bars, steps: (1 - bars[steps - 1], 1 - _before(bars[steps - 1])),
         ),
         Mistake(
             "index off by one",
@@ -407,6 +400,11 @@ RESPACE = Exercise(
             "long chain's neighbour in beta_tilde",
             "beta_tilde, too, looks back to the step kept before, not to s - 1.",
             _neighbour,
+        ),
+        Mistake(
+            "first beta_tilde filled in",
+            "the first beta_tilde is 0, for x_0 is known: only its logarithm needs a substitute.",
+            _filled,
         ),
     ),
 )
