@@ -132,9 +132,11 @@ EXERCISE = Exercise(
         Mistake("root", "Take the root of alpha.", lambda x, alpha: alpha * x + 1),
         Mistake("axes", "Height and width are swapped.", lambda x, a: (a**0.5 * x + 1).T),
         Mistake("log", "A logarithm of a negative number?", lambda x, a: (a**0.5 * x - 9).log()),
+        Mistake("axis", "One mean a row: it needs a second axis.", lambda x, a: x - x.mean(1)),
     ),
 )
 PAIR = replace(EXERCISE, truth=lambda x, alpha: (x, alpha * x), mistakes=())
+SCALAR = replace(EXERCISE, truth=lambda x, alpha: alpha * x.sum(), mistakes=())
 NORMAL = replace(EXERCISE, truth=lambda x, alpha: Normal(x, alpha), mistakes=())
 
 
@@ -166,6 +168,8 @@ MARKS = [
     (EXERCISE, lambda x, a: (1.0 + a * x).float(), "✗ 98.1  Take the root of alpha."),
     (EXERCISE, lambda x, a: 1 + x.T * a**0.5, "✗ 98.1  Height and width are swapped."),
     (EXERCISE, lambda x, a: torch.log(x * a**0.5 - 9), "✗ 98.1  A logarithm"),
+    (EXERCISE, lambda x, a: -x.mean(1) + x, "✗ 98.1  One mean a row: it needs a second axis."),
+    (EXERCISE, lambda x, a: x - x[:1, :2], "The function raised RuntimeError: The size of tensor"),
     (EXERCISE, unreturned, "✗ 98.1  The function returned None: end it with `return`."),
     (EXERCISE, lambda x: x, "✗ 98.1  The function raised TypeError: "),
     (EXERCISE, lambda x, a: "mean", "The function returned str, where one tensor of shape (3, 4)"),
@@ -180,7 +184,11 @@ MARKS = [
     (EXERCISE, lambda x, a: x, "at x=<3×4 tensor>, alpha=0.5 is ≈ "),
     (PAIR, lambda x, a: [x, a * x], "✓"),
     (PAIR, lambda x, a: (x, -a * x), "The second value at x="),
-    (PAIR, lambda x, a: x, "where 2 values is expected"),
+    (PAIR, lambda x, a: x, "where 2 values are expected."),
+    (PAIR, lambda x, a: "pair", "returned str, where 2 values are expected."),
+    (NORMAL, lambda x, a: x, "where 2 values (mean, variance) are expected."),
+    (EXERCISE, lambda x, a: (x, x), "where one tensor of shape (3, 4) is expected."),
+    (SCALAR, lambda x, a: (x, x), "returned 2 values, where one number is expected."),
     (NORMAL, lambda x, a: Normal(x, a * torch.ones_like(x)), "✓"),
     (NORMAL, lambda x, a: Normal(x, a**0.5), "The variance at x="),
     (NORMAL, lambda x, a: Normal(x, a**0.5), "the square root of the answer"),
@@ -192,6 +200,7 @@ def test_mark(exercise, answer, line):
     said = mark(exercise, answer)
     assert line in said
     assert "\n" not in said
+    assert not said.endswith(("?.", ".."))
 
 
 def test_an_unstubbed_constant_is_not_to_do():

@@ -98,9 +98,7 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
     try:
         got = [leaves(value) for value in raw]
     except (TypeError, ValueError, RuntimeError):
-        return (
-            f"The function returned {type(raw[0]).__name__}, where {_kind(want[0])} is expected."
-        )
+        return f"The function returned {type(raw[0]).__name__}, where {_expected(want[0])}."
     if distance(got, want) <= _tolerance(exercise, got):
         return None
     return (
@@ -111,14 +109,17 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
 
 
 def _recognised(exercise: Exercise, seen: list[Leaves] | str) -> str | None:
-    """Return the hint of the mistake that gives the same values, or fails in the same words."""
+    """Return the hint of the mistake that gives the same values, or fails in the same words.
+
+    The words may stand in another order: `x * std` and `std * x` name their shapes so.
+    """
     for mistake in exercise.mistakes:
         try:
             made: list[Leaves] | str = behaviour(mistake.answer, exercise.probes())
         except Exception as error:
             made = _raised(error)
         if isinstance(made, str) or isinstance(seen, str):
-            alike = made == seen
+            alike = _words(made) == _words(seen)
         else:
             alike = distance(seen, made) <= _tolerance(exercise, seen)
         if alike:
@@ -132,6 +133,10 @@ def _raised(error: Exception) -> str:
     return f"The function raised {type(error).__name__}: {said}"
 
 
+def _words(seen: list[Leaves] | str) -> list[str] | None:
+    return sorted(seen.split()) if isinstance(seen, str) else None
+
+
 def _tolerance(exercise: Exercise, got: list[Leaves]) -> float:
     single = any(leaf.single for answer in got for leaf in answer)
     return max(exercise.tolerance, FLOAT32_TOLERANCE) if single else exercise.tolerance
@@ -140,7 +145,7 @@ def _tolerance(exercise: Exercise, got: list[Leaves]) -> float:
 def _misfit(got: list[Leaves], want: list[Leaves]) -> str | None:
     for got_i, want_i in zip(got, want, strict=True):
         if len(got_i) != len(want_i):
-            return f"The function returned {_kind(got_i)}, where {_kind(want_i)} is expected."
+            return f"The function returned {_kind(got_i)}, where {_expected(want_i)}."
         for place, (g, w) in enumerate(zip(got_i, want_i, strict=True)):
             if _aligned(g, w) is None:
                 return f"{_which(place, want_i)} has shape {_shape(g)}, expected {_shape(w)}."
@@ -166,7 +171,8 @@ def _difference(
         reason = _disguise(column, tolerance)
     at = _arguments(exercise.truth, probes[probe])
     which = _which(place, want[probe])
-    return f"{which} at {at} is {_first_difference(*column[probe], tolerance)}{reason}."
+    said = f"{which} at {at} is {_first_difference(*column[probe], tolerance)}{reason}"
+    return said if said.endswith("?") else f"{said}."
 
 
 def _disguise(column: list[tuple[Leaf, Leaf]], tolerance: float) -> str:
@@ -251,6 +257,10 @@ def _kind(answer: Leaves) -> str:
         return f"one tensor of shape {_shape(answer[0])}" if answer[0].value.ndim else "one number"
     names = [leaf.field for leaf in answer]
     return f"{len(answer)} values" + (f" ({', '.join(names)})" if all(names) else "")
+
+
+def _expected(answer: Leaves) -> str:
+    return f"{_kind(answer)} {'is' if len(answer) == 1 else 'are'} expected"
 
 
 def _which(place: int, answer: Leaves) -> str:
