@@ -37,7 +37,7 @@ def evaluate(config: DiffusionRun, images: Images, unseen: Images, out: Path) ->
     """Return everything that is measured of the network kept in `out`, and draw its samples."""
     net = fresh_network(config).eval().requires_grad_(False)
     real = images.pixels.to(config.device)
-    by = _judge(config, real)
+    by = judge_of(config.device, real)
     whole = {"dynamic": False, "fullgraph": True}
     fast = torch.compile(net, **whole) if config.compiled else net  # with net's own weights
     model, asked = denoiser(fast, config), config.network.n_classes > 0
@@ -58,11 +58,11 @@ def evaluate(config: DiffusionRun, images: Images, unseen: Images, out: Path) ->
     return found | {"curve": curve, "parameters": sum(p.numel() for p in net.parameters())}
 
 
-def _judge(config: DiffusionRun, real: Tensor) -> judge.Judge | None:
-    """Return who scores samples, if the classifier has been trained."""
+def judge_of(device: str, real: Tensor) -> judge.Judge | None:
+    """Return who scores samples against real pixels, if the classifier has been trained."""
     if not judge.WEIGHTS.exists():
         return None
-    return judge.Judge(judge.load_classifier(device=config.device), real)
+    return judge.Judge(judge.load_classifier(device=device), real)
 
 
 def _milestone(

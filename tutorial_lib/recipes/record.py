@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,34 @@ from tutorial_lib.cifar10 import to_pixels
 from tutorial_lib.train import Progress, TrainConfig
 
 RESULTS = Path("results")
-PATHS = ("source", "out", "inception")  # of one machine: no part of a record
+PATHS = ("source", "out", "inception", "weights")  # of one machine: no part of a record
 Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Fix how long a run trains, on what and where.
+    """Fix what a run looks at, and where.
 
     `images` and `test_images` limit the data; `source` is where CIFAR-10 lies, as for `cifar10`.
+    """
+
+    images: int = 50_000
+    test_images: int = 10_000
+    seed: int = 0
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    source: str | None = None
+    out: str | None = None
+
+    @property
+    def compiled(self) -> bool:
+        """Say whether the network is compiled: on a GPU."""
+        return self.device.startswith("cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(RunConfig):
+    """Fix how long a run trains, and on how many processes.
+
     `shards` is a multiple of the number of processes, under torchrun (`ranks`); `sharded` shares
     out the network too (`TrainConfig`).
     """
@@ -36,12 +55,6 @@ class RunConfig:
     steps: int
     batch_size: int
     learning_rate: float
-    images: int = 50_000
-    test_images: int = 10_000
-    seed: int = 0
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    source: str | None = None
-    out: str | None = None
     checkpoint: bool = False
     shards: int = 1
     sharded: bool = False
@@ -49,7 +62,12 @@ class RunConfig:
     @property
     def compiled(self) -> bool:
         """Say whether the network is compiled: on a GPU, unless it lies in pieces."""
-        return self.device.startswith("cuda") and not self.sharded
+        return super().compiled and not self.sharded
+
+    @property
+    def images_seen(self) -> int:
+        """Return how many examples the training looks at, repetitions included."""
+        return self.steps * self.batch_size
 
     def schedule(self, **others: Any) -> TrainConfig:
         """Return how `train` is to run: a warm-up of at most 500 steps, clipped gradients."""
@@ -92,7 +110,9 @@ class Recipe:
         """Return where a run leaves its files: only the recorded run may replace its record."""
         if config.out is not None:
             return Path(config.out)
-        same = replace(config, device=self.full.device, source=None, checkpoint=False)
+        free = {"device": self.full.device, "source": None, "checkpoint": False}
+        named = {field.name for field in fields(config)}
+        same = replace(config, **{k: v for k, v in free.items() if k in named})
         return (RESULTS if same == self.full else Path("runs")) / name
 
 
@@ -101,7 +121,7 @@ def write_metrics(out: Path, name: str, config: RunConfig, found: Metrics) -> Me
     metrics = {
         "recipe": name,
         **found,
-        "images_seen": config.steps * config.batch_size,
+        **({"images_seen": config.images_seen} if isinstance(config, TrainingRun) else {}),
         "config": {k: None if k in PATHS else v for k, v in asdict(config).items()},
         **_where(config.device),
     }
