@@ -186,6 +186,7 @@ MARKS = [
     (PAIR, lambda x, a: (x, -a * x), "The second value at x="),
     (PAIR, lambda x, a: x, "where 2 values are expected."),
     (PAIR, lambda x, a: "pair", "returned str, where 2 values are expected."),
+    (PAIR, lambda x, a: (x, None), "Value 2 of 2 is None: a gradient that nothing reached?"),
     (NORMAL, lambda x, a: x, "where 2 values (mean, variance) are expected."),
     (EXERCISE, lambda x, a: (x, x), "where one tensor of shape (3, 4) is expected."),
     (SCALAR, lambda x, a: (x, x), "returned 2 values, where one number is expected."),

@@ -98,6 +98,9 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
     try:
         got = [leaves(value) for value in raw]
     except (TypeError, ValueError, RuntimeError):
+        absent = _absent(raw[0])
+        if absent:
+            return f"Value {absent} of {len(raw[0])} is None: a gradient that nothing reached?"
         return f"The function returned {type(raw[0]).__name__}, where {_expected(want[0])}."
     if distance(got, want) <= _tolerance(exercise, got):
         return None
@@ -106,6 +109,12 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
         or _misfit(got, want)
         or _difference(exercise, answer, got, want)
     )
+
+
+def _absent(value: Any) -> int:
+    """Return which entry of a tuple is None, counted from 1; 0 if none is."""
+    entries = value if isinstance(value, tuple) else ()
+    return next((k for k, entry in enumerate(entries, 1) if entry is None), 0)
 
 
 def _recognised(exercise: Exercise, seen: list[Leaves] | str) -> str | None:
