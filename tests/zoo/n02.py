@@ -32,6 +32,18 @@ def betas_by_steps(n_steps):
     return betas, torch.cumprod(1 - betas, 0)
 
 
+def betas_shrunk(n_steps):
+    betas = torch.linspace(1e-4, 0.02, n_steps, dtype=torch.float64) * (n_steps / 1000)
+    return betas, torch.cumprod(1 - betas, dim=0)
+
+
+def bars_then_betas(n_steps):
+    scale = 1000 / n_steps
+    betas = torch.linspace(scale * 1e-4, scale * 0.02, n_steps, dtype=torch.float64)
+    alpha_bar = (1 - betas).cumprod(0)
+    return alpha_bar, betas
+
+
 def loss_indexed_by_t(model, x0, t, eps, betas):
     ab = torch.cumprod(1 - betas, 0)[t].view(-1, 1)
     xt = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
@@ -53,6 +65,26 @@ def loss_mse(model, x0, t, eps, betas):
 def loss_std_forgotten(model, x0, t, eps, betas):
     ab = (1 - betas).cumprod(0)[t - 1].reshape(-1, 1)
     return (model(ab.sqrt() * x0 + (1 - ab) * eps, t) - eps).pow(2).sum(1)
+
+
+def loss_flat_bars(model, x0, t, eps, betas):
+    ab = torch.cumprod(1 - betas, 0)[t - 1]
+    xt = torch.sqrt(ab) * x0 + torch.sqrt(1 - ab) * eps
+    return ((eps - model(xt, t)) ** 2).sum(1)
+
+
+def loss_axes_of_images(model, x0, t, eps, betas):
+    """Shape alpha_bar as code for images does."""
+    ab = torch.cumprod(1 - betas, 0)[t - 1].view(-1, 1, 1, 1)
+    xt = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
+    return ((eps - model(xt, t)) ** 2).flatten(1).sum(1)
+
+
+def loss_step_with_axis(model, x0, t, eps, betas):
+    t = t.unsqueeze(1)
+    ab = torch.cumprod(1 - betas, 0)[t - 1]
+    xt = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
+    return ((eps - model(xt, t)) ** 2).sum(1)
 
 
 def step_always_noisy(xt, t, eps_hat, z, betas):
@@ -87,18 +119,74 @@ def step_everything_in_brackets(xt, t, eps_hat, z, betas):
     return inside / alpha.sqrt()
 
 
-def weight_bar(betas):
+def step_indexed_by_t(xt, t, eps_hat, z, betas):
+    alpha, ab = 1 - betas[t], torch.cumprod(1 - betas, 0)[t]
+    mean = 1 / alpha.sqrt() * (xt - (1 - alpha) / (1 - ab).sqrt() * eps_hat)
+    return mean if t == 1 else mean + betas[t].sqrt() * z
+
+
+def step_bar_late(xt, t, eps_hat, z, betas):
+    beta, ab = betas[t - 1], torch.cumprod(1 - betas, 0)[t]
+    mean = (xt - beta * eps_hat / torch.sqrt(1 - ab)) / torch.sqrt(1 - beta)
+    return mean + (t > 1) * beta.sqrt() * z
+
+
+def step_bar_before(xt, t, eps_hat, z, betas):
+    beta, ab = betas[t - 1], torch.cumprod(1 - betas, 0)[t - 2]
+    mean = (xt - beta * eps_hat / torch.sqrt(1 - ab)) / torch.sqrt(1 - beta)
+    return mean + (t > 1) * beta.sqrt() * z
+
+
+def step_padded(xt, t, eps_hat, z, betas):
+    ab = torch.cat([torch.ones(1, dtype=betas.dtype), torch.cumprod(1 - betas, 0)])
+    mean = (xt - betas[t - 1] / (1 - ab[t - 1]) ** 0.5 * eps_hat) / (1 - betas[t - 1]) ** 0.5
+    return mean + (t > 1) * betas[t - 1] ** 0.5 * z
+
+
+def step_own_noise(xt, t, eps_hat, z, betas):
+    """Invert x_t = sqrt(alpha) x_(t-1) + sqrt(beta) eps, with the guess for this step's eps."""
+    beta = betas[t - 1]
+    mean = (xt - torch.sqrt(beta) * eps_hat) / torch.sqrt(1 - beta)
+    return mean + torch.sqrt(beta) * z if t > 1 else mean
+
+
+def step_in_place(xt, t, eps_hat, z, betas):
+    ab = torch.cumprod(1 - betas, 0)[t - 1]
+    xt -= betas[t - 1] / torch.sqrt(1 - ab) * eps_hat
+    return xt + torch.sqrt(betas[t - 1]) * z if t > 1 else xt
+
+
+def stride_last_entry(xt, eps_hat, s, t, betas):
     ab = torch.cumprod(1 - betas, 0)
-    return betas**2 / (2 * betas * ab * (1 - ab))
+    kept = ab[t - 1] / ab[s - 1]
+    return (xt - (1 - kept) / torch.sqrt(1 - ab[t - 1]) * eps_hat) / torch.sqrt(kept)
 
 
-def weight_no_variance(betas):
+def stride_through_x0(xt, eps_hat, s, t, betas):
+    """Guess x_0 and scale it to step s."""
+    ab = torch.cat([torch.ones(1, dtype=betas.dtype), torch.cumprod(1 - betas, 0)])
+    x0_hat = (xt - (1 - ab[t]).sqrt() * eps_hat) / ab[t].sqrt()
+    return ab[s].sqrt() * x0_hat
+
+
+def stride_subtracts_variances(xt, eps_hat, s, t, betas):
+    ab = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])
+    added = (1 - ab[t]) - (1 - ab[s])
+    share = added / (1 - ab[t])
+    return torch.sqrt(ab[s] / ab[t]) * (xt - share * torch.sqrt(1 - ab[t]) * eps_hat)
+
+
+def stride_adds_betas(xt, eps_hat, s, t, betas):
+    """Generalise the one step's beta / sqrt(1 - alpha_bar)."""
     alphas = 1 - betas
-    return betas**2 / (2 * alphas * (1 - alphas.cumprod(0)))
+    mean = xt - betas[s:t].sum() / (1 - alphas[:t].prod()).sqrt() * eps_hat
+    return mean / alphas[s:t].prod().sqrt()
 
 
-def weight_no_half(betas):
-    return betas / (1 - betas) / (1 - torch.cumprod(1 - betas, 0))
+def stride_removes_std(xt, eps_hat, s, t, betas):
+    """Invert x_t = sqrt(ratio) x_s + sqrt(1 - ratio) eps, with the guess for these steps' eps."""
+    kept = torch.prod(1 - betas[s:t])
+    return (xt - (1 - kept) ** 0.5 * eps_hat) / kept**0.5
 
 
 def sample_forwards(model, x_T, noises, betas):
@@ -120,6 +208,36 @@ def sample_stops_early(model, x_T, noises, betas):
     x = x_T
     for t in range(len(betas), 1, -1):
         x = one_step(model, x, t, noises, betas)
+    return x
+
+
+def sample_counts_noises(model, x_T, noises, betas):
+    x = x_T
+    for used, t in enumerate(range(len(betas), 0, -1)):
+        eps_hat = model(x, torch.full((len(x),), t))
+        x = clean_step(x, t, eps_hat, noises[used].expand(len(betas), *x.shape), betas)
+    return x
+
+
+def sample_forgets_x(model, x_T, noises, betas):
+    x = x_T
+    for t in range(len(betas), 0, -1):
+        x = clean_step(x, t, model(x_T, torch.tensor([t] * len(x_T))), noises, betas)
+    return x
+
+
+def sample_noise_at_t(model, x_T, noises, betas):
+    x = x_T
+    for t in range(len(betas), 0, -1):
+        mean = clean_step(x, t, model(x, torch.full((len(x),), t)), 0 * noises, betas)
+        x = mean + betas[t - 1].sqrt() * noises[t] * (t > 1)
+    return x
+
+
+def sample_plain_int(model, x_T, noises, betas):
+    x = x_T
+    for t in range(len(betas), 0, -1):
+        x = clean_step(x, t, model(x, t), noises, betas)
     return x
 
 
@@ -157,39 +275,78 @@ def pixels_wide(x, mean, std):
     return (law.cdf(upper) - law.cdf(lower)).log().sum(1)
 
 
+def pixels_squared_std(x, mean, std):
+    """Pass the variance where torch wants the standard deviation."""
+    upper = torch.where(x > 0.999, math.inf, x + 1 / 255)
+    lower = torch.where(x < -0.999, -math.inf, x - 1 / 255)
+    law = Normal(mean, std**2)
+    return (law.cdf(upper) - law.cdf(lower)).log().sum(1)
+
+
+def pixels_top_only(x, mean, std):
+    upper = torch.where(x >= 1, 1.0, Normal(mean, std).cdf(x + 1 / 255))
+    return torch.log(upper - Normal(mean, std).cdf(x - 1 / 255)).sum(-1)
+
+
+def pixels_bottom_only(x, mean, std):
+    z_low, z_high = (x - 1 / 255 - mean) / std, (x + 1 / 255 - mean) / std
+    low, high = (0.5 * (1 + torch.erf(z / 2**0.5)) for z in (z_low, z_high))
+    return torch.log(high - torch.where(x <= -1, 0.0, low)).sum(-1)
+
+
 WRONG = {
     "02.1": [
         (betas_without_scale, "multiply the betas by 1000 / T"),
         (betas_scaled_linear, "linear in their square root"),
         (betas_padded, "do not begin with 1"),
         (betas_by_steps, "linspace with T points"),
+        (betas_shrunk, "not T / 1000"),
+        (bars_then_betas, "the other way round"),
     ],
     "02.2": [
         (loss_indexed_by_t, "step t stands at index t - 1"),
         (loss_alpha_t, "use alpha_bar, the product"),
         (loss_mse, "sum the squared error over the dimensions"),
         (loss_std_forgotten, "take its root"),
+        (loss_flat_bars, "give it a second axis"),
+        (loss_axes_of_images, "must be (B, 1)"),
+        (loss_step_with_axis, "takes t of shape (B,)"),
     ],
     "02.3": [
         (step_always_noisy, "take z = 0 at t = 1"),
         (step_sigma_is_beta, "sigma_t^2 is beta_t"),
         (step_posterior_variance, "the other choice of variance"),
         (step_everything_in_brackets, "multiplies the mean alone"),
+        (step_indexed_by_t, "read every table at t - 1"),
+        (step_bar_late, "that of step t + 1"),
+        (step_bar_before, "that of step t - 1"),
+        (step_padded, "stands in front"),
+        (step_own_noise, "the noise of all t steps"),
+        (step_in_place, "divide the mean by it"),
     ],
     "02.4": [
-        (weight_bar, "one step's factor"),
-        (weight_no_variance, "one factor of beta cancels"),
-        (weight_no_half, "/ (2 sigma^2)"),
+        (stride_last_entry, "reads the last step"),
+        (stride_through_x0, "x_s keeps the noise"),
+        (stride_subtracts_variances, "not a difference"),
+        (stride_adds_betas, "not the sum"),
+        (stride_removes_std, "standard deviations do not add"),
     ],
     "02.5": [
         (sample_forwards, "run t from T down to 1"),
         (sample_zero_based, "not about t - 1"),
         (sample_stops_early, "still x_1"),
+        (sample_counts_noises, "not in order of use"),
+        (sample_forgets_x, "not about x_T again"),
+        (sample_noise_at_t, "index T is beyond the end"),
+        (sample_plain_int, "takes t of shape (B,)"),
     ],
     "02.6": [
         (pixels_by_density, "a density is not a probability"),
         (pixels_in_bits, "use the natural logarithm"),
         (pixels_without_tails, "reach to infinity"),
         (pixels_wide, "1 / 255 to either side"),
+        (pixels_squared_std, "not by its square"),
+        (pixels_top_only, "the bin of 0 is open too"),
+        (pixels_bottom_only, "the bin of 255 is open too"),
     ],
 }
