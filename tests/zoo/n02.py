@@ -183,10 +183,11 @@ def stride_adds_betas(xt, eps_hat, s, t, betas):
     return mean / alphas[s:t].prod().sqrt()
 
 
-def stride_removes_std(xt, eps_hat, s, t, betas):
-    """Invert x_t = sqrt(ratio) x_s + sqrt(1 - ratio) eps, with the guess for these steps' eps."""
-    kept = torch.prod(1 - betas[s:t])
-    return (xt - (1 - kept) ** 0.5 * eps_hat) / kept**0.5
+def stride_by_ddim(xt, eps_hat, s, t, betas):
+    """Predict x_0, and put the same noise back at the level s."""
+    alpha_bar = torch.cat([torch.ones(1, dtype=betas.dtype), (1 - betas).cumprod(0)])
+    x0 = (xt - (1 - alpha_bar[t]).sqrt() * eps_hat) / alpha_bar[t].sqrt()
+    return alpha_bar[s].sqrt() * x0 + (1 - alpha_bar[s]).sqrt() * eps_hat
 
 
 def sample_forwards(model, x_T, noises, betas):
@@ -219,10 +220,10 @@ def sample_counts_noises(model, x_T, noises, betas):
     return x
 
 
-def sample_forgets_x(model, x_T, noises, betas):
+def sample_from_one_below(model, x_T, noises, betas):
     x = x_T
-    for t in range(len(betas), 0, -1):
-        x = clean_step(x, t, model(x_T, torch.tensor([t] * len(x_T))), noises, betas)
+    for t in range(len(betas) - 1, 0, -1):
+        x = one_step(model, x, t, noises, betas)
     return x
 
 
@@ -329,14 +330,14 @@ WRONG = {
         (stride_through_x0, "x_s keeps the noise"),
         (stride_subtracts_variances, "not a difference"),
         (stride_adds_betas, "not the sum"),
-        (stride_removes_std, "standard deviations do not add"),
+        (stride_by_ddim, "as notebook 03 will"),
     ],
     "02.5": [
         (sample_forwards, "run t from T down to 1"),
         (sample_zero_based, "not about t - 1"),
         (sample_stops_early, "still x_1"),
         (sample_counts_noises, "not in order of use"),
-        (sample_forgets_x, "not about x_T again"),
+        (sample_from_one_below, "range(T, 0, -1)"),
         (sample_noise_at_t, "index T is beyond the end"),
         (sample_plain_int, "takes t of shape (B,)"),
     ],

@@ -294,6 +294,11 @@ def _share(now: Tensor, then: Tensor, betas: Tensor) -> Tensor:
     return 1 - now / then
 
 
+def _ddim(now: Tensor, then: Tensor, betas: Tensor) -> Tensor:
+    kept = (now / then * (1 - then)).sqrt()
+    return ((1 - now).sqrt() - kept) * (1 - now).sqrt()
+
+
 def _stride_of(taken: Callable[..., Tensor] = _share, power: float = 0.5) -> Callable[..., Tensor]:
     """Return a stride with `taken`(alpha_bar_t, alpha_bar_s, betas) in place of 1 - ratio."""
 
@@ -337,19 +342,14 @@ STRIDE = Exercise(
             _stride_of(lambda now, then, betas: then - now),
         ),
         Mistake(
-            "alpha_bar_s for the ratio",
-            "1 - alpha_bar_s is the noise of the first s steps, which stays: remove the others'.",
-            _stride_of(lambda now, then, betas: 1 - then),
-        ),
-        Mistake(
             "all the noise removed",
             "only the share of steps s + 1 to t goes: x_s keeps the noise of the first s steps.",
             _stride_of(lambda now, then, betas: 1 - now),
         ),
         Mistake(
-            "share of the std",
-            "a share of the noise is a share of its variance: standard deviations do not add.",
-            _stride_of(lambda now, then, betas: ((1 - now / then) * (1 - now)).sqrt()),
+            "the rest kept as guessed",
+            "that puts all of the guess back, as notebook 03 will: on average a share remains.",
+            _stride_of(_ddim),
         ),
         Mistake(
             "root of 1 - alpha_bar missing",
@@ -398,9 +398,9 @@ SAMPLE = Exercise(
             lambda f, x, z, b: _walk(f, x, z.flip(0), b),
         ),
         Mistake(
-            "always shown x_T",
-            "ask the network about the x of this step, not about x_T again.",
-            lambda f, x, z, b: _walk(lambda _, t: f(x, t), x, z, b),
+            "first step forgotten",
+            "the loop begins at t = T: range(T, 0, -1), not range(T - 1, 0, -1).",
+            lambda f, x, z, b: _walk(f, x, z, b, *range(len(b) - 1, 0, -1)),
         ),
         Mistake(
             "noise at the last step",
