@@ -74,6 +74,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     assert all(row["fd_classifier"] > 0 for row in metrics["table"])
     assert [row["steps"] for row in metrics["round_trip"]] == [4, 8]
     assert metrics["config"]["weights"] is None
+    assert metrics["trained"]["recipe"] == "cifar10_course"
     sizes = {"same_noise": (4, 2), "round_trip": (4, 3), "between": (4, 4)}
     for name, (columns, rows) in sizes.items():
         assert Image.open(tmp_path / f"{name}.png").size == (32 * columns, 32 * rows)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import Generator, Tensor, nn
 
@@ -28,6 +27,7 @@ from tutorial_lib.recipes.evaluate import draw, evaluate
 from tutorial_lib.recipes.record import (
     Metrics,
     origin,
+    origin_of,
     save_weights,
     sheet,
     write_metrics,
@@ -49,28 +49,32 @@ def run_diffusion(name: str, config: DiffusionRun, out: Path) -> Metrics:
     images = cifar10("train", source=config.source, limit=config.images)
     unseen = cifar10("test", source=config.source, limit=config.test_images)
     weights = out / "weights.safetensors"
-    if not (config.checkpoint and weights.exists() and _log(out)[-1]["step"] == config.steps):
+    if not _trained(config, out):
         result = _fit(name, config, images, out, Watch(config, unseen, out))
         if ranks.leads():
-            save_weights(result.ema, weights, origin(name, config.device))
+            about = origin(name, config.device) | {"training": config.training}
+            save_weights(result.ema, weights, about)
     if not ranks.leads():
         return {}
     found = {"data": images.form, **evaluate(config, images, unseen, out), **_training(out)}
     return write_metrics(out, name, config, found)
 
 
+def _trained(config: DiffusionRun, out: Path) -> bool:
+    """Say whether this very training is over, and has left its weights but no checkpoint."""
+    weights, state = out / "weights.safetensors", config.checkpoint_in(out)
+    if state is None or state.exists() or not weights.exists():
+        return False
+    return origin_of(weights).get("training") == config.training
+
+
 def _training(out: Path) -> Metrics:
     """Return what the log and the weights of a run tell about its training."""
-    lines, weights = _log(out), out / "weights.safetensors"
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["held_out"])
     held_out = {"last": lines[-1]["held_out"], "best": best["held_out"], "best_step": best["step"]}
-    with safetensors.safe_open(weights, "pt") as file:
-        trained = file.metadata()
+    trained = origin_of(out / "weights.safetensors")
     return {"held_out_loss": held_out, "seconds": lines[-1]["seconds"], "trained": trained}
-
-
-def _log(out: Path) -> list[Metrics]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def headline(found: Metrics) -> str:

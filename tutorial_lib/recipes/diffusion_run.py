@@ -45,6 +45,14 @@ class DiffusionRun(TrainingRun):
     graph: bool = False
 
     @property
+    def training(self) -> str:
+        """Return, in one line, all that decides the weights."""
+        budget = (self.steps, self.batch_size, self.learning_rate, self.ema_decay, self.unlabelled)
+        drawn = (self.images, self.seed, self.shards)
+        asked = (self.n_steps, self.chain.__qualname__, self.clock.__qualname__, self.predicts)
+        return repr((self.network, *budget, *drawn, *asked))
+
+    @property
     def learns_variance(self) -> bool:
         """Say whether the network has a variance head."""
         return self.network.out_channels == 2 * self.network.in_channels

@@ -15,7 +15,7 @@ from tutorial_lib.denoiser import Denoiser
 from tutorial_lib.guidance import StaticThreshold
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, denoiser, fresh_network
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
-from tutorial_lib.recipes.record import Metrics, RunConfig, sheet, write_metrics
+from tutorial_lib.recipes.record import Metrics, RunConfig, origin_of, sheet, write_metrics
 from tutorial_lib.samplers import ancestral, beta, ddim, encode, final, slerp
 from tutorial_lib.schedule import quadratic_times, uniform_times
 
@@ -69,7 +69,8 @@ def run_few_steps(name: str, config: FewStepsRun, out: Path) -> Metrics:
     ]
     seconds = round(time.perf_counter() - started, 1)
     found = {"data": images.form, "samples": config.samples, "table": rows, "round_trip": errors}
-    return write_metrics(out, name, config, {**found, "seconds": seconds})
+    found |= {"seconds": seconds, "trained": origin_of(Path(config.weights))}
+    return write_metrics(out, name, config, found)
 
 
 def headline(found: Metrics) -> str:
@@ -103,9 +104,11 @@ def draw(model: Denoiser, config: FewStepsRun, times: Tensor, width: float | str
         x = _noise(config, size, generator)
         cond = unlabelled(x, config.model)
         if width == SIGMA_HAT:
-            walk = ancestral(_inside(model), x, times, cond, generator=fresh, variance=beta)
+            walk = ancestral(
+                StaticThreshold(model), x, times, cond, generator=fresh, variance=beta
+            )
         else:
-            walk = ddim(_inside(model), x, times, cond, eta=float(width), generator=fresh)
+            walk = ddim(StaticThreshold(model), x, times, cond, eta=float(width), generator=fresh)
         made.append(to_pixels(final(walk)))
     return torch.cat(made)
 
@@ -132,15 +135,10 @@ def between(model: Denoiser, config: FewStepsRun) -> Tensor:
     ends = (_noise(config, n, generator).repeat_interleave(n, 0) for _ in range(2))
     shares = torch.linspace(0, 1, n, device=config.device).repeat(n)
     x, times = slerp(*ends, shares), uniform_times(min(100, max(config.counts)))
-    return final(ddim(_inside(model), x, times, unlabelled(x, config.model)))
+    return final(ddim(StaticThreshold(model), x, times, unlabelled(x, config.model)))
 
 
 def _noise(config: FewStepsRun, n: int, generator: Generator) -> Tensor:
     net = config.model.network
     shape = (n, net.in_channels, net.side, net.side)
     return torch.randn(shape, generator=generator, device=config.device)
-
-
-def _inside(model: Denoiser) -> Denoiser:
-    """Clip x_0 to the range of pixels, as every sampler of images does here."""
-    return StaticThreshold(model)

@@ -141,6 +141,12 @@ def origin(name: str, device: str) -> dict[str, str]:
     return written_by(name) | {"device": where["device"], "torch": where["torch"]}
 
 
+def origin_of(weights: Path) -> dict[str, str]:
+    """Return what a file of weights says of its origin."""
+    with safetensors.safe_open(weights, "pt") as file:
+        return file.metadata() or {}
+
+
 def save_weights(net: torch.nn.Module, path: Path, about: dict[str, str] | None = None) -> None:
     """Write a network's weights in bfloat16, 2 bytes each, with their origin."""
     half = {name: x.detach().bfloat16().cpu().contiguous() for name, x in net.state_dict().items()}
