@@ -59,7 +59,12 @@ def test_a_training_is_shown_against_images_seen(tmp_path):
         "bound_images": 1000,
         "flow": {"bits_per_dim": 3.8, "standard_error": 0.02, "images": 500, "evaluations": 128},
         "floor": {"fd_classifier": 0.07},
-        "config": {"seed": 0, "curve_samples": 4000, "curve_images": 500},
+        "config": {
+            "seed": 0,
+            "curve_samples": 4000,
+            "curve_images": 500,
+            "network": {"n_classes": 0},
+        },
         "curve": [point, point | {"images_seen": 2_000_000, "bits_per_dim": 4.1}],
     }
     recorded(tmp_path, "cifar10_ddpm/metrics.json", found)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from truths import SCHEDULES, every_schedule, generator, normal, variants
 
-from tutorial_lib.denoiser import NetworkDenoiser
+from tutorial_lib.denoiser import NetworkDenoiser, log_snr_clock
 from tutorial_lib.samplers import ancestral, beta, beta_tilde, ddim, encode, final, learned_range
 from tutorial_lib.schedule import uniform_times
 from tutorial_lib.solvers import (
@@ -44,6 +44,19 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Crossings(TorchDispatchMode):
+    """Count the tensors that are carried from the host to another device, or back."""
+
+    crossings = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
+            self.crossings += source.device != found.device
+        return found
+
+
 def walk(name, times, sampler=ancestral, dtype=torch.float32, **options):
     denoiser = NetworkDenoiser(Still(), SCHEDULES[name])
     x = normal(1, 3, 4, 4).to(dtype)
@@ -59,6 +72,30 @@ def per_step(name, sampler=ancestral, **options) -> float:
         return count.operations
 
     return (operations(30) - operations(10)) / 20
+
+
+def crossings(sampler, clock=log_snr_clock, **options) -> int:
+    """Crossings of a whole walk on a device of which torch knows shapes alone."""
+    x = torch.empty(2, 3, 4, 4, device="meta")
+    net = Still()
+    net.answer = torch.empty(2, 6, 4, 4, device="meta")
+    with Crossings() as seen:
+        final(sampler(NetworkDenoiser(net, SCHEDULES["cosine"], "v", clock), x, **options))
+    return seen.crossings
+
+
+@pytest.mark.parametrize("times", [uniform_times(5), uniform_times(9)], ids=["5", "9"])
+@pytest.mark.parametrize("sampler", [ddim, euler, heun])
+def test_a_walk_carries_nothing_to_the_device(sampler, times):
+    """A copy from the host waits for all that the device has still to do."""
+    assert crossings(sampler, times=times) == 0
+
+
+def test_a_clock_carried_to_the_device_is_seen():
+    def carried(schedule, t):
+        return log_snr_clock(schedule, t)[None]
+
+    assert crossings(ddim, carried, times=uniform_times(5)) == 5
 
 
 def whole(variance):

@@ -69,7 +69,8 @@ def training(name: str, found: dict) -> str:
         f"probability flow on {flow['images']:,}. Test images themselves score "
         f"{found['floor']['fd_classifier']:.2f}."
     )
-    picture = f"![Samples of {name}, one class a column](results/{name}/samples.png)"
+    columns = ", one class a column" if config["network"]["n_classes"] else ""
+    picture = f"![Samples of {name}{columns}](results/{name}/samples.png)"
     return "\n\n".join([text, table(head, rows), picture])
 
 

@@ -161,7 +161,10 @@ class NetworkDenoiser:
     def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
         """Ask the network in its own dtype; read its answer (Kingma et al. 2021, section 3.4)."""
         dtype = next((p.dtype for p in self.net.parameters()), xt.dtype)
-        clock = self.clock(self.schedule, t).to(xt.device, dtype).expand(xt.shape[0])
+        clock = self.clock(self.schedule, t)
+        if clock.is_cpu and clock.ndim == 0:  # a copy from the host would wait for the GPU
+            clock = xt.new_full((), clock.item(), dtype=dtype)
+        clock = clock.to(xt.device, dtype).expand(xt.shape[0])
         answer, fraction = self.net(xt.to(dtype), clock, cond).to(xt.dtype), None
         if answer.shape[1] == 2 * xt.shape[1]:
             answer, output = answer.chunk(2, dim=1)

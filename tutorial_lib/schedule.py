@@ -1,8 +1,7 @@
 """Noise schedules: x_t = alpha(t) x_0 + sigma(t) eps, with t in [0, 1] from data to noise.
 
 Everything else follows from log alpha and log sigma. lambda = log(alpha / sigma) is half the
-log signal-to-noise ratio; it falls monotonically, so a schedule can be asked for the time at
-which it reaches a given noise level. DDPM's step n of T is t = n / T.
+log signal-to-noise ratio; it falls, so that a noise level has a time. DDPM's step n of T is n / T.
 """
 
 from __future__ import annotations
@@ -37,10 +36,11 @@ def as_time(t: Time) -> Tensor:
 
 def time_like(t: Time, like: Tensor) -> Tensor:
     """Return `t`, () or (B,), as () or (B, 1, ...), ready to multiply `like`, (B, ...)."""
-    t = as_time(t).to(like.device)
-    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, like.shape[0])):
+    if (t := as_time(t)).ndim == 0:  # stays on the host: a copy would wait for the GPU
+        return t
+    if t.ndim > 1 or t.shape[0] not in (1, like.shape[0]):
         raise ValueError(f"t must be () or (B,), got {tuple(t.shape)} for x {tuple(like.shape)}")
-    return t.reshape(t.shape + (1,) * (like.ndim - 1)) if t.ndim else t
+    return t.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 class Schedule(ABC):
