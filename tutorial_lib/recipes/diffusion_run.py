@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -89,3 +91,14 @@ def denoiser(net: nn.Module, config: DiffusionRun, *, half: bool = True) -> Netw
     return NetworkDenoiser(
         HalfPrecision(net) if half else net, chain, config.predicts, config.clock
     )
+
+
+def recorded_denoiser(config: DiffusionRun, weights: Path) -> NetworkDenoiser:
+    """Return the denoiser of a run whose weights are kept; raise FileNotFoundError without."""
+    if not weights.exists():
+        raise FileNotFoundError(2, "no weights there: run the recipe first", str(weights))
+    net = fresh_network(config).eval().requires_grad_(False)
+    net.load_state_dict(safetensors.torch.load_file(weights))
+    if config.compiled:
+        net.compile(dynamic=False, fullgraph=True)
+    return denoiser(net, config)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor
 
 from tutorial_lib.cifar10 import cifar10, to_floats, to_pixels
 from tutorial_lib.denoiser import Denoiser
 from tutorial_lib.guidance import StaticThreshold
-from tutorial_lib.recipes.diffusion_run import DiffusionRun, denoiser, fresh_network
+from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
 from tutorial_lib.recipes.record import Metrics, RunConfig, origin_of, sheet, write_metrics
 from tutorial_lib.samplers import ancestral, beta, ddim, encode, final, slerp
@@ -48,7 +47,8 @@ def run_few_steps(name: str, config: FewStepsRun, out: Path) -> Metrics:
     """
     images = cifar10("train", source=config.source, limit=config.images)
     unseen = cifar10("test", source=config.source, limit=config.test_images)
-    model, started = _model(config), time.perf_counter()
+    network = replace(config.model, device=config.device)
+    model, started = recorded_denoiser(network, Path(config.weights)), time.perf_counter()
     by = judge_of(config.device, images.pixels.to(config.device))
     rows, alike = [], []
     for grid, count, width in _table(config):
@@ -79,16 +79,6 @@ def headline(found: Metrics) -> str:
     few = rows[0]
     judged = f"FD-classifier {few['fd_classifier']:.2f}" if "fd_classifier" in few else "samples"
     return f"{judged} in {few['steps']} steps"
-
-
-def _model(config: FewStepsRun) -> Denoiser:
-    if not Path(config.weights).exists():
-        raise FileNotFoundError(2, "no weights there: run the recipe first", config.weights)
-    net = fresh_network(config.model).to(config.device).eval().requires_grad_(False)
-    net.load_state_dict(safetensors.torch.load_file(config.weights))
-    if config.compiled:
-        net.compile(dynamic=False, fullgraph=True)
-    return denoiser(net, config.model)
 
 
 def _table(config: FewStepsRun) -> list[tuple[str, int, float | str]]:
