@@ -138,6 +138,28 @@ def test_the_loss_is_a_mean_over_dimensions_of_the_noise():
     assert cost.shape == (64,) and float(cost.mean()) == pytest.approx(1, abs=0.02)
 
 
+def test_the_bound_alone_teaches_the_mean_where_hybrid_stops_its_gradient():
+    """The head of the mean is the first half of the last layer's channels."""
+    data = invented("train", limit=20)
+
+    def pull_of_the_bound(loss):
+        config = replace(COURSE.tiny, loss=loss, unlabelled=0.0)
+        net = trained_net(config)
+        cost = objective(config)(net, (data.pixels, data.labels), generator(5))
+        cost.sum().backward()
+        return float(cost.mean()), net.last[-1].weight.grad[:3]
+
+    (hybrid, gradient), (vlb, other) = (pull_of_the_bound(loss) for loss in ("hybrid", "vlb"))
+    assert vlb > 10 * hybrid  # nats of a whole chain
+    cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), other.flatten(), 0)
+    assert abs(float(cosine)) < 0.999 and float(other.norm()) > 0
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="hybrid or vlb, not 'simple'"):
+        objective(replace(COURSE.tiny, loss="simple"))
+
+
 class Truth:
     """The exact denoiser of images whose dimensions are N(0, 0.3^2)."""
 
@@ -147,7 +169,8 @@ class Truth:
     def __call__(self, xt, t, cond=None):
         level = self.schedule.at(t, like=xt)
         spread = level.alpha**2 * 0.09 + level.sigma**2
-        return Prediction.from_x0(xt, level, level.alpha * 0.09 / spread * xt)
+        found = Prediction.from_x0(xt, level, level.alpha * 0.09 / spread * xt)
+        return replace(found, variance_fraction=torch.full_like(xt, 0.5))
 
 
 def test_the_bound_of_a_known_model_is_near_its_entropy():

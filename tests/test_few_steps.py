@@ -70,7 +70,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
     metrics = recipes.run("cifar10_few_steps", tiny=True, out=str(tmp_path), weights=weights)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert len(metrics["table"]) == 2 * 4 + 2 and "images_seen" not in metrics
+    assert len(metrics["table"]) == 2 * len(WIDTHS) + 2 and "images_seen" not in metrics
     assert all(row["fd_classifier"] > 0 for row in metrics["table"])
     assert [row["steps"] for row in metrics["round_trip"]] == [4, 8]
     assert metrics["config"]["weights"] is None

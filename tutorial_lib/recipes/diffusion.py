@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from tutorial_lib import ranks
 from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import Condition, NetworkDenoiser
-from tutorial_lib.losses import Loss, hybrid, simple
+from tutorial_lib.losses import Loss, hybrid, simple, vlb
 from tutorial_lib.networks.embeddings import NULL_LABEL
 from tutorial_lib.networks.unet import UNet
 from tutorial_lib.recipes.diffusion_run import (
@@ -85,7 +85,11 @@ def headline(found: Metrics) -> str:
 
 def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Generator], Tensor]:
     """Return the loss of a batch of pixels and labels, (B,), a mean over dimensions."""
-    loss: Loss = hybrid(config.n_steps, learned_range) if config.learns_variance else simple
+    losses = {"hybrid": hybrid, "vlb": vlb}
+    if config.loss not in losses:
+        raise ValueError(f"the loss is hybrid or vlb, not {config.loss!r}")
+    learned = losses[config.loss](config.n_steps, learned_range)
+    loss: Loss = learned if config.learns_variance else simple
     chain = config.chain(config.n_steps)
 
     def cost(net: UNet, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:

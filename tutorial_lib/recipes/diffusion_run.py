@@ -22,8 +22,9 @@ from tutorial_lib.schedule import DiscreteVP, Schedule, Time
 class DiffusionRun(TrainingRun):
     """Fix a diffusion model of images, how long it trains on what, and how it is measured.
 
-    A network with twice the image's channels learns its variance by L_hybrid; another is trained
-    on L_simple and its steps have the variance beta, as DDPM's for CIFAR-10. Labels are dropped
+    A network with twice the image's channels learns its variance, by the `loss` "hybrid" or "vlb"
+    (Nichol & Dhariwal 2021); another is trained on L_simple, whatever `loss` says, and its steps
+    have the variance beta, as DDPM's for CIFAR-10. Labels are dropped
     with probability `unlabelled`. The flow's bound takes 4 evaluations a step. `inception` is the
     path of the standard Inception network, for FID (`judge.load_inception`).
     """
@@ -33,6 +34,7 @@ class DiffusionRun(TrainingRun):
     chain: Callable[[int], Schedule] = DiscreteVP.cosine
     clock: Callable[[Schedule, Time], Tensor] = log_snr_clock
     predicts: str = "eps"
+    loss: str = "hybrid"
     n_steps: int = 1000
     unlabelled: float = 0.1
     ema_decay: float = 0.9995
@@ -52,7 +54,8 @@ class DiffusionRun(TrainingRun):
         budget = (self.steps, self.batch_size, self.learning_rate, self.ema_decay, self.unlabelled)
         drawn = (self.images, self.seed, self.shards)
         asked = (self.n_steps, self.chain.__qualname__, self.clock.__qualname__, self.predicts)
-        return repr((self.network, *budget, *drawn, *asked))
+        other = () if self.loss == "hybrid" else (self.loss,)
+        return repr((self.network, *budget, *drawn, *asked, *other))
 
     @property
     def learns_variance(self) -> bool:

@@ -129,7 +129,13 @@ def bound(model: Denoiser, unseen: Images, config: DiffusionRun, n: int | None =
         "steps": round(_mean(part.steps.sum(1) for part in parts) / bits, 4),
         "reconstruction": round(_mean(part.reconstruction for part in parts) / bits, 4),
         "bound_images": len(pixels),
+        "per_step": _by_step(torch.cat([part.steps for part in parts]) / bits),
     }
+
+
+def _by_step(bits: Tensor) -> list[float]:
+    """Return the mean of each step's term (B, n_steps), from data to noise, 3 digits each."""
+    return [float(f"{x:.2e}") for x in bits.double().mean(0).flip(0).tolist()]
 
 
 def flow_bound(model: Denoiser, unseen: Images, config: DiffusionRun) -> Metrics:

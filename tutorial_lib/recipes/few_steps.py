@@ -15,12 +15,13 @@ from tutorial_lib.guidance import StaticThreshold
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
 from tutorial_lib.recipes.record import Metrics, RunConfig, origin_of, sheet, write_metrics
-from tutorial_lib.samplers import ancestral, beta, ddim, encode, final, slerp
+from tutorial_lib.samplers import ancestral, beta, ddim, encode, final, learned_range, slerp
 from tutorial_lib.schedule import quadratic_times, uniform_times
 
 GRIDS = {"uniform": uniform_times, "quadratic": quadratic_times}
-SIGMA_HAT = "sigma-hat"  # DDPM's larger width, of variance beta (DDIM, section 5.1)
-WIDTHS: tuple[float | str, ...] = (0.0, 0.5, 1.0, SIGMA_HAT)
+# DDPM's larger width, of variance beta (DDIM, section 5.1), and the network's own
+ANCESTRAL = {"sigma-hat": beta, "learned": learned_range}
+WIDTHS: tuple[float | str, ...] = (0.0, 0.5, 1.0, *ANCESTRAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +94,9 @@ def draw(model: Denoiser, config: FewStepsRun, times: Tensor, width: float | str
     for size in [len(part) for part in torch.arange(config.samples).split(BATCH)]:
         x = _noise(config, size, generator)
         cond = unlabelled(x, config.model)
-        if width == SIGMA_HAT:
-            walk = ancestral(
-                StaticThreshold(model), x, times, cond, generator=fresh, variance=beta
-            )
+        if width in ANCESTRAL:
+            how = {"generator": fresh, "variance": ANCESTRAL[width]}
+            walk = ancestral(StaticThreshold(model), x, times, cond, **how)
         else:
             walk = ddim(StaticThreshold(model), x, times, cond, eta=float(width), generator=fresh)
         made.append(to_pixels(final(walk)))
