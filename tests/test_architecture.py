@@ -50,7 +50,7 @@ DRAWING = {"matplotlib", "cycler", "IPython", "ipywidgets"}
 IMPORT_NAMES = {"pillow": "PIL"}  # where a package's import name differs from its own
 
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 350, 40, 15
-EXERCISE_LINES = 500  # a notebook's exercises are a catalogue: probes, truths and wrong answers
+EXERCISE_LINES = 560  # a notebook's exercises are a catalogue: probes, truths and wrong answers
 
 
 def unit(path: Path) -> str:

@@ -245,6 +245,13 @@ DDIM_STEP = Exercise(
             _along(lambda t, s, sigma: 1 - s - sigma**2),
         ),
         Mistake(
+            "no roots at all",
+            "alpha_bar is a squared factor: signal and noise are weighted with roots.",
+            lambda xt, e, z, t, s, sigma: (
+                s * (xt - (1 - t) * e) / t + (1 - s - sigma**2) * e + sigma * z
+            ),
+        ),
+        Mistake(
             "direction of x_t",
             "the direction is a part of x_s: its weight needs 1 - alpha_bar_s, not alpha_bar_t.",
             _along(lambda t, s, sigma: (1 - t - sigma**2).sqrt()),
@@ -379,6 +386,11 @@ SLERP = Exercise(
             lambda a, b, share: (1 - share) ** 0.5 * a + share**0.5 * b,
         ),
         Mistake(
+            "straight line made longer",
+            "that keeps the mean norm by a factor of the shares: weigh each by its sine instead.",
+            lambda a, b, share: torch.lerp(a, b, share) / (share**2 + (1 - share) ** 2) ** 0.5,
+        ),
+        Mistake(
             "norms lost",
             "unit vectors are for the angle alone: mix a and b themselves, with their norms.",
             lambda a, b, share: _turned(_angle(a, b), normalize(a), normalize(b), share),
@@ -462,6 +474,11 @@ GAMMA = Exercise(
             "the paper's constant",
             "the paper's 1 / (2 sigma^2 alpha_bar) drops two factors: work out both means.",
             lambda bars, sigmas: 1 / (2 * sigmas[1:] ** 2 * bars[1:]),
+        ),
+        Mistake(
+            "sigmas of the step before",
+            "step t has sigma_t, at index t - 1: leave out the first sigma, not the last.",
+            lambda bars, sigmas: _priced(lambda c, noise: c**2 * noise)(bars, sigmas.roll(1)),
         ),
         Mistake(
             "x_0's error alone",

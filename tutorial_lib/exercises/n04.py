@@ -141,6 +141,16 @@ DSM = Exercise(
             partial(_dsm, target=lambda eps, std: eps / std),
         ),
         Mistake(
+            "square missing",
+            "square the norm: a mean of distances is least at a median, and the score is a mean.",
+            lambda *given: _dsm(*given).sqrt(),
+        ),
+        Mistake(
+            "weighted distance",
+            "square the norm: weighted or not, distances lead to medians, squares to the score.",
+            lambda *given: given[-1] ** 2 * _dsm(*given, power=0).sqrt(),
+        ),
+        Mistake(
             "noise for score",
             "-eps is std times the kernel's score: divide it by std.",
             partial(_dsm, target=lambda eps, std: -eps),
@@ -253,6 +263,16 @@ STEP = Exercise(
             partial(_step, spread=lambda beta, dt: beta * dt.sqrt()),
         ),
         Mistake(
+            "variance for std",
+            "beta dt is the variance of the step's noise: z is multiplied by its root.",
+            partial(_step, spread=lambda beta, dt: beta * dt),
+        ),
+        Mistake(
+            "noise subtracted",
+            "-z is as good a noise as z, but here the step adds the z that it is given.",
+            partial(_step, spread=lambda beta, dt: -(beta * dt).sqrt()),
+        ),
+        Mistake(
             "ancestral step",
             "DDPM's step divides by sqrt(1 - beta dt): Euler-Maruyama adds drift and noise to x.",
             lambda x, s, b, dt, z: (x + b * dt * s) / (1 - b * dt).sqrt() + (b * dt).sqrt() * z,
@@ -292,6 +312,11 @@ FAMILY = Exercise(
             "lam on the variance",
             "this family is right too, but its lam multiplies g^2: here lam multiplies g.",
             lambda x, score, beta, lam: _family(x, score, beta, lam.sqrt()),
+        ),
+        Mistake(
+            "root of lam",
+            "lam multiplies g itself: only beta = g^2 goes under the root.",
+            partial(_family, spread=lambda lam, beta: (lam * beta).sqrt()),
         ),
         Mistake(
             "g scaled in the reverse SDE",
@@ -436,6 +461,11 @@ def _log_likelihood(
     return log_prior(x) + gained
 
 
+def _evened(times: Tensor) -> Tensor:
+    shares = torch.arange(len(times)) / (len(times) - 1)
+    return times[0] + shares * (times[-1] - times[0])
+
+
 def _likelihood_probes() -> Probes:
     flow, log_prior = (_stream, _stream_divergence), Gaussian(_exact(0.0), _exact(1.0)).log_prob
     grids = _exact([0.01, 0.05, 0.2, 0.5, 1.0]), _exact([0.1, 0.4, 0.6])
@@ -472,6 +502,16 @@ LIKELIHOOD = Exercise(
             "one dt for all",
             "the times need not be evenly spaced: every step has a dt of its own.",
             partial(_log_likelihood, even=True),
+        ),
+        Mistake(
+            "even steps",
+            "the times need not be evenly spaced: a step is the difference of its own two.",
+            lambda x, f, div, times, p: _log_likelihood(x, f, div, _evened(times), p),
+        ),
+        Mistake(
+            "divergence left out",
+            "the prior where the point arrives is not all: add the integral of the divergence.",
+            partial(_log_likelihood, rate=lambda change, dt: 0 * change),
         ),
         Mistake(
             "moved before asked",
