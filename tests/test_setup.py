@@ -158,7 +158,7 @@ def test_every_link_of_the_readme_leads_to_a_file():
 def test_the_picture_of_the_readme_is_notebook_01_s():
     stem, cell = notebooks.COVER
     lesson = notebooks.read(ROOT / "notebooks" / f"{stem}.ipynb")
-    (path,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", text("README.md"))
+    path, *_ = re.findall(r"!\[[^\]]+\]\((.+?)\)", text("README.md"))
     assert (ROOT / path).read_bytes() == notebooks.picture(lesson, cell)
 
 
