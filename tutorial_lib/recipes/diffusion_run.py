@@ -24,9 +24,9 @@ class DiffusionRun(TrainingRun):
 
     A network with twice the image's channels learns its variance, by the `loss` "hybrid" or "vlb"
     (Nichol & Dhariwal 2021); another is trained on L_simple, whatever `loss` says, and its steps
-    have the variance beta, as DDPM's for CIFAR-10. Labels are dropped
-    with probability `unlabelled`. The flow's bound takes 4 evaluations a step. `inception` is the
-    path of the standard Inception network, for FID (`judge.load_inception`).
+    have the variance beta, as DDPM's for CIFAR-10. Labels are dropped with probability
+    `unlabelled`. The flow's bound takes 4 evaluations a step. `inception` is the path of the
+    standard Inception network, for FID (`judge.load_inception`).
     """
 
     network: UNetConfig
@@ -54,7 +54,7 @@ class DiffusionRun(TrainingRun):
         budget = (self.steps, self.batch_size, self.learning_rate, self.ema_decay, self.unlabelled)
         drawn = (self.images, self.seed, self.shards)
         asked = (self.n_steps, self.chain.__qualname__, self.clock.__qualname__, self.predicts)
-        other = () if self.loss == "hybrid" else (self.loss,)
+        other = () if self.loss == "hybrid" else (self.loss,)  # older weights do not name it
         return repr((self.network, *budget, *drawn, *asked, *other))
 
     @property
