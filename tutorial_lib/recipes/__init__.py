@@ -207,7 +207,7 @@ RECIPES = {
     "cifar10_few_steps": Recipe(
         "The course network, without labels, in 10 to 1000 steps of every width; codes and back",
         "Song, Meng & Ermon 2021, tables 1 and 2",
-        "6 minutes on an H200",
+        "9 minutes on an H200",
         "the paper, of DDPM's network: FID 13.36 in 10 steps, 4.04 in 1000, at eta = 0",
         few_steps.run_few_steps,
         few_steps.headline,
