@@ -114,6 +114,11 @@ COSINE = Exercise(
             _cosine_of(low=1e-4),
         ),
         Mistake(
+            "outputs swapped",
+            "return the betas first, then their alpha_bars.",
+            lambda n, s, most: _cosine_truth(n, s, most)[::-1],
+        ),
+        Mistake(
             "alpha_bar before the clip",
             "the clip changes alpha_bar too: it is the running product of 1 - the clipped betas.",
             lambda n, s, most: (_cosine_truth(n, s, most)[0], _unclipped(n, s, most)[1]),
@@ -189,6 +194,11 @@ def _steps(eps: Tensor, eps_hat: Tensor, v: Tensor, t: Tensor, betas: Tensor) ->
     return Gaussian(gap, tilde), Gaussian(torch.zeros_like(gap), _between(v, beta, tilde))
 
 
+def _straight(eps: Tensor, eps_hat: Tensor, v: Tensor, t: Tensor, betas: Tensor) -> Steps:
+    truth, model = _steps(eps, eps_hat, v, t, betas)
+    return truth, Gaussian(model.mean, v * betas[t - 1][:, None] + (1 - v) * truth.variance)
+
+
 def _hybrid_of(
     steps: Callable[..., Steps] = _steps,
     kl: Callable[[Gaussian, Gaussian], Tensor] = Gaussian.kl,
@@ -257,6 +267,21 @@ HYBRID = Exercise(
             "the means' distance left out",
             "stopped is not left out: the error of the mean stays in the KL, and moves v.",
             _hybrid_of(lambda eps, hat, v, t, b: _steps(eps, eps, v, t, b)),
+        ),
+        Mistake(
+            "variances interpolated",
+            "the width is interpolated in logarithms, as in 05.2.",
+            _hybrid_of(_straight),
+        ),
+        Mistake(
+            "half forgotten",
+            "a KL of Gaussians has 1/2 in front of its bracket.",
+            _hybrid_of(kl=lambda truth, model: 2 * truth.kl(model)),
+        ),
+        Mistake(
+            "gradients swapped",
+            "return the gradient of eps_hat before that of v.",
+            lambda *given: tuple(_hybrid_of()(*given)[k] for k in (0, 2, 1)),
         ),
         Mistake(
             "KL the wrong way round",
@@ -328,6 +353,16 @@ IMPORTANCE = Exercise(
             "weights rescaled",
             "leave the weights as they are: divided by their largest, they shrink the mean.",
             _weighed(lambda p: p.min() / p),
+        ),
+        Mistake(
+            "weights of mean 1",
+            "leave the weights as they are: their mean over the draws is 1, not over the steps.",
+            _weighed(lambda p: (1 / p) / (1 / p).mean()),
+        ),
+        Mistake(
+            "probabilities that do not sum to 1",
+            "divide the sizes by their sum: probabilities add up to 1.",
+            lambda history: (_rms(history), _drawn(_rms(history))[1]),
         ),
         Mistake(
             "T forgotten in the weights",
@@ -481,6 +516,11 @@ BITS = Exercise(
             "seven bits",
             "255 gaps fill [-1, 1], so a bin is 1 / 127.5 wide: 1 / 128 is another scaling.",
             _bits_with(lambda dims: 7.0),
+        ),
+        Mistake(
+            "bin of 1 / 255",
+            "255 gaps fill an interval of length 2: a bin is 2 / 255 wide.",
+            _bits_with(lambda dims: math.log2(255)),
         ),
         Mistake(
             "width in nats",
