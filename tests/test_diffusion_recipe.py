@@ -17,13 +17,15 @@ from tutorial_lib import recipes
 from tutorial_lib.cifar10 import Images
 from tutorial_lib.denoiser import Prediction
 from tutorial_lib.gaussian import DiscretisedGaussian
+from tutorial_lib.losses import StepImportance
 from tutorial_lib.networks.unet import UNet
 from tutorial_lib.recipes import diffusion, judge
 from tutorial_lib.recipes.diffusion import objective
-from tutorial_lib.recipes.diffusion_run import denoiser
+from tutorial_lib.recipes.diffusion_run import denoiser, fresh_network
 from tutorial_lib.recipes.evaluate import bound, draw, flow_bound
 from tutorial_lib.samplers import beta, learned_range
 from tutorial_lib.schedule import DiscreteVP
+from tutorial_lib.train import TrainConfig, train
 
 COURSE = recipes.RECIPES["cifar10_course"]
 DDPM = recipes.RECIPES["cifar10_ddpm"]
@@ -47,7 +49,9 @@ def log_lines(folder):
     return (folder / "log.jsonl").read_text().splitlines()
 
 
-@pytest.mark.parametrize("name", ["cifar10_ddpm", "cifar10_iddpm", "cifar10_course"])
+@pytest.mark.parametrize(
+    "name", ["cifar10_ddpm", "cifar10_iddpm", "cifar10_course", "cifar10_short_vlb_importance"]
+)
 def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     (tmp_path / "milestones").mkdir()
     (tmp_path / "milestones" / "0000003.safetensors").write_bytes(b"of an earlier run")
@@ -155,8 +159,47 @@ def test_the_bound_alone_teaches_the_mean_where_hybrid_stops_its_gradient():
     assert abs(float(cosine)) < 0.999 and float(other.norm()) > 0
 
 
+IMPORTANT = replace(COURSE.tiny, loss="vlb_importance")
+
+
+def fit_by_importance(path, stop=None):
+    """Train for 30 steps, or until a watcher stops it, and return the network."""
+
+    def watch(told):
+        if told.step == stop:
+            raise InterruptedError
+
+    net, data = fresh_network(IMPORTANT), invented("train", limit=64)
+    net.importance = StepImportance(IMPORTANT.n_steps)
+    config = TrainConfig(30, 16, 1e-3, log_every=5, checkpoint_every=10)
+    pair = (data.pixels, data.labels)
+    return train(net, pair, objective(IMPORTANT), config, checkpoint=path, watch=watch).module
+
+
+def test_steps_drawn_by_importance_keep_the_mean_with_less_noise(tmp_path):
+    net, data = fit_by_importance(tmp_path / "run"), invented("train", limit=64)
+    assert float(net.importance.probabilities[0]) > 3 / IMPORTANT.n_steps  # the decoder's
+    pair = data.pixels.repeat(15, 1, 1, 1), data.labels.repeat(15)
+    with torch.no_grad():
+        even = objective(IMPORTANT, evenly=True)(net, pair, generator(6))
+        drawn = objective(IMPORTANT)(net, pair, generator(7))
+    off = (even.var() / len(even) + drawn.var() / len(drawn)).sqrt()
+    assert abs(float(even.mean() - drawn.mean())) < 5 * float(off)
+    assert float(drawn.var()) < 0.7 * float(even.var())
+
+
+def test_the_history_of_losses_is_in_the_checkpoint_and_not_in_the_weights(tmp_path):
+    whole = fit_by_importance(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        fit_by_importance(tmp_path / "parts", stop=25)
+    resumed = fit_by_importance(tmp_path / "parts")
+    assert "importance.history" not in whole.state_dict()
+    assert torch.equal(whole.importance.history, resumed.importance.history)
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
 def test_an_unknown_loss_is_refused():
-    with pytest.raises(ValueError, match="hybrid or vlb, not 'simple'"):
+    with pytest.raises(ValueError, match="hybrid, vlb, vlb_importance, not 'simple'"):
         objective(replace(COURSE.tiny, loss="simple"))
 
 

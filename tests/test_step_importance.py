@@ -206,11 +206,11 @@ def test_wrong_importances_cost_more(wrong):
     assert found > 1.01 * least
 
 
-def test_the_history_goes_where_a_trained_module_goes():
+def test_the_history_goes_where_a_trained_module_goes_but_not_into_its_weights():
     both = nn.ModuleDict({"net": nn.Linear(2, 2), "steps": filled()})
-    other = nn.ModuleDict({"net": nn.Linear(2, 2), "steps": StepImportance(T)})
-    other.load_state_dict(both.state_dict())
-    assert torch.equal(other["steps"].probabilities, both["steps"].probabilities)
+    assert dict(both.named_buffers()).keys() == {"steps.history"}
+    assert both.state_dict().keys() == {"net.weight", "net.bias"}
+    assert both.to("meta")["steps"].history.device.type == "meta"
 
 
 def test_losses_keep_their_graph_out_of_the_history():

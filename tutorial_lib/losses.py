@@ -277,13 +277,14 @@ class StepImportance(nn.Module):
     The mean is over the last 10 losses of step t, in 1 .. n_steps; until every step has 10, draws
     are even. One draw in a thousand stays so, as in the authors' code: no step dies out, and no
     weight exceeds 1000. The history is a buffer: as part of a module that is trained, it goes to
-    its device and into its checkpoints. No value is read back from there.
+    its device and into its checkpoints, but not into its weights. No value is read back from
+    there.
     """
 
     def __init__(self, n_steps: int) -> None:
         super().__init__()
         unknown = torch.full((n_steps, 10), math.nan, dtype=torch.float64)
-        self.register_buffer("history", unknown)
+        self.register_buffer("history", unknown, persistent=False)
 
     @property
     def probabilities(self) -> Tensor:

@@ -84,7 +84,7 @@ def _short(about: str, out_channels: int = 6, loss: str = "hybrid") -> Recipe:
     return Recipe(
         f"The course network for a short while: {about}",
         "Nichol & Dhariwal 2021, section 3",
-        "5 minutes and 7 GB on an H200, and 4 to measure it (an estimate)",
+        "7 minutes and 7 GB on an H200, and 4 to measure it",
         "the paper, of other networks: L_vlb better in bits/dim, L_hybrid in FID",
         diffusion.run_diffusion,
         diffusion.headline,
@@ -203,6 +203,9 @@ RECIPES = {
     ),
     "cifar10_short_hybrid": _short("L_hybrid"),
     "cifar10_short_vlb": _short("L_vlb alone", loss="vlb"),
+    "cifar10_short_vlb_importance": _short(
+        "L_vlb alone, with steps drawn by importance", loss="vlb_importance"
+    ),
     "cifar10_short_simple": _short("L_simple, no variance head", out_channels=3),
     "cifar10_few_steps": Recipe(
         "The course network, without labels, in 10 to 1000 steps of every width; codes and back",

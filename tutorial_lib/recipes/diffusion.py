@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from tutorial_lib import ranks
 from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import Condition, NetworkDenoiser
-from tutorial_lib.losses import Loss, hybrid, simple, vlb
+from tutorial_lib.losses import Loss, StepImportance, hybrid, simple, vlb
 from tutorial_lib.networks.embeddings import NULL_LABEL
 from tutorial_lib.networks.unet import UNet
 from tutorial_lib.recipes.diffusion_run import (
@@ -83,11 +83,17 @@ def headline(found: Metrics) -> str:
     return f"{found['bits_per_dim']:.3f} ± {found['standard_error']:.3f} bits/dim{judged}"
 
 
-def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Generator], Tensor]:
-    """Return the loss of a batch of pixels and labels, (B,), a mean over dimensions."""
-    losses = {"hybrid": hybrid, "vlb": vlb}
+def objective(
+    config: DiffusionRun, *, evenly: bool = False
+) -> Callable[[UNet, tuple[Tensor, Tensor], Generator], Tensor]:
+    """Return the loss of a batch of pixels and labels, (B,), a mean over dimensions.
+
+    Steps are drawn by the network's `importance`, if the loss says so, unless `evenly`.
+    """
+    losses = {"hybrid": hybrid, "vlb": vlb, "vlb_importance": vlb}
     if config.loss not in losses:
-        raise ValueError(f"the loss is hybrid or vlb, not {config.loss!r}")
+        raise ValueError(f"the loss is {', '.join(losses)}, not {config.loss!r}")
+    unevenly = config.loss == "vlb_importance" and not evenly
     learned = losses[config.loss](config.n_steps, learned_range)
     loss: Loss = learned if config.learns_variance else simple
     chain = config.chain(config.n_steps)
@@ -98,12 +104,19 @@ def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Ge
         flip = torch.rand(shape, generator=generator, device=device) < 0.5
         pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
         x0 = to_floats(pixels).contiguous(memory_format=torch.channels_last)
-        n = torch.randint(1, config.n_steps + 1, shape, generator=generator, device=device)
+        by = getattr(net, "module", net).importance if unevenly else None
+        if by is None:
+            n = torch.randint(1, config.n_steps + 1, shape, generator=generator, device=device)
+        else:
+            n, weight = by.sample(len(labels), generator=generator)
         dropped = torch.rand(shape, generator=generator, device=device) < config.unlabelled
         cond = Condition(label=torch.where(dropped, NULL_LABEL, labels))
         cond = cond if config.network.n_classes else None
         model = NetworkDenoiser(HalfPrecision(net), chain, config.predicts, config.clock)
         nats = loss(model, x0, n.double() / config.n_steps, cond, generator=generator)
+        if by is not None:
+            by.update(n, nats)
+            nats = weight.to(nats.dtype) * nats
         return nats / x0[0].numel()
 
     return cost
@@ -111,6 +124,8 @@ def objective(config: DiffusionRun) -> Callable[[UNet, tuple[Tensor, Tensor], Ge
 
 def _fit(name: str, config: DiffusionRun, images: Images, out: Path, watch: Watch) -> TrainResult:
     net = fresh_network(config)
+    if config.loss == "vlb_importance":
+        net.importance = StepImportance(config.n_steps).to(config.device)
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)  # 2.4 times as fast
     rarely = max(1000, config.steps // 10)  # a checkpoint of 36 M weights takes seconds
@@ -156,5 +171,8 @@ class Watch:
 
     @torch.no_grad()
     def _held_out(self, ema: nn.Module) -> float:
-        cost, generator = objective(self.config), Generator(self.config.device).manual_seed(0)
+        cost, generator = (
+            objective(self.config, evenly=True),
+            Generator(self.config.device).manual_seed(0),
+        )
         return round(float(cost(ema, tuple(self.batch), generator).mean()), 5)

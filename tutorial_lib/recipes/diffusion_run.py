@@ -22,11 +22,12 @@ from tutorial_lib.schedule import DiscreteVP, Schedule, Time
 class DiffusionRun(TrainingRun):
     """Fix a diffusion model of images, how long it trains on what, and how it is measured.
 
-    A network with twice the image's channels learns its variance, by the `loss` "hybrid" or "vlb"
-    (Nichol & Dhariwal 2021); another is trained on L_simple, whatever `loss` says, and its steps
-    have the variance beta, as DDPM's for CIFAR-10. Labels are dropped with probability
-    `unlabelled`. The flow's bound takes 4 evaluations a step. `inception` is the path of the
-    standard Inception network, for FID (`judge.load_inception`).
+    A network with twice the image's channels learns its variance, by the `loss` "hybrid", "vlb" or
+    "vlb_importance", which draws steps by importance (Nichol & Dhariwal 2021); another is trained
+    on L_simple, whatever `loss` says, and its steps have the variance beta, as DDPM's for
+    CIFAR-10. Labels are dropped with probability `unlabelled`. The flow's bound takes 4
+    evaluations a step. `inception` is the path of the standard Inception network, for FID
+    (`judge.load_inception`).
     """
 
     network: UNetConfig
