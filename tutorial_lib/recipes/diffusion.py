@@ -171,8 +171,6 @@ class Watch:
 
     @torch.no_grad()
     def _held_out(self, ema: nn.Module) -> float:
-        cost, generator = (
-            objective(self.config, evenly=True),
-            Generator(self.config.device).manual_seed(0),
-        )
+        cost = objective(self.config, evenly=True)
+        generator = Generator(self.config.device).manual_seed(0)
         return round(float(cost(ema, tuple(self.batch), generator).mean()), 5)
