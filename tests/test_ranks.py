@@ -98,7 +98,7 @@ from tutorial_lib.recipes import diffusion, image_vae
 diffusion.cifar10 = image_vae.cifar10 = test_diffusion_recipe.invented
 ranks.leave(recipes.main([{name!r}, "--tiny", "--shards", "2", "--out", {out!r}, *{options!r}]))
 """
-OVERLAP = """
+COMPILED = """
 import os, sys, torch
 from torch import nn
 from torch._dynamo.utils import counters
@@ -236,7 +236,7 @@ def test_a_recipe_on_two_processes_is_written_once(tmp_path, name):
 def test_a_compiled_network_is_not_cut_into_buckets(tmp_path):
     """DDP would have it compiled in parts, one for each of its buckets of 25 MB."""
     program = tmp_path / "program.py"
-    program.write_text(OVERLAP)
+    program.write_text(COMPILED)
     done = processes(2, program)
     assert done.returncode == 0, done.stderr[-2000:]
     assert set(re.findall(r"parts (\d+)", done.stdout)) == {"1"}, done.stdout

@@ -26,6 +26,7 @@ def shown(results: Path = ROOT / "results") -> str:
     for name in RECIPES:
         record = results / name / "metrics.json"
         found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        # of the short runs their row says enough
         if "curve" in found and not name.startswith("cifar10_short"):
             parts += [training(name, found)]
     parts += list(benchmark(results / "benchmark_unet"))

@@ -77,7 +77,10 @@ def size() -> int:
 
 
 def parallel(module: nn.Module) -> nn.Module:
-    """Return a module whose gradients are the mean over processes, exchanged as they come."""
+    """Return a module whose gradients are the mean over processes.
+
+    They are exchanged as they come; those of a compiled network (`Module.compile`) all at once.
+    """
     if size() == 1 or isinstance(module, FSDPModule):  # which exchanges them by itself
         return module
     if module._compiled_call_impl is None:
