@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tutorial_lib.mixtures import GaussianMixture
 from tutorial_lib.schedule import Level, Schedule, Time
 
+NULL_LABEL = -1  # as in networks/embeddings.py, which sees no denoiser
+
 
 def _divide(value: Tensor, by: Tensor, what: str) -> Tensor:
     if by.is_cpu and not bool(by.all()):
@@ -29,7 +31,8 @@ class Prediction:
 
     Any form gives the others through x_t = alpha x_0 + sigma eps. Where that divides by zero
     (x_0 from eps when alpha = 0, eps from x_0 and the score when sigma = 0) a ZeroDivisionError
-    says so. `variance_fraction` is IDDPM's extra output v in [0, 1].
+    says so. `variance_fraction` is IDDPM's extra output v in [0, 1], `noise_variance` what a
+    second network says of Var[eps | x_t]; both have x_t's shape.
     """
 
     xt: Tensor
@@ -37,6 +40,7 @@ class Prediction:
     x0: Tensor
     eps: Tensor
     variance_fraction: Tensor | None = None
+    noise_variance: Tensor | None = None
 
     @property
     def score(self) -> Tensor:
@@ -76,19 +80,28 @@ class Prediction:
 
     def clipped(self, low: float, high: float) -> Prediction:
         """Clip x_0 to [low, high] and make eps agree (Ho et al. 2020, released code)."""
-        clean = self.x0.clamp(low, high)
-        return replace(
-            Prediction.from_x0(self.xt, self.level, clean),
-            variance_fraction=self.variance_fraction,
+        return self.with_x0(self.x0.clamp(low, high))
+
+    def with_x0(self, x0: Tensor) -> Prediction:
+        """Put another x_0 in place of this one, and make eps agree."""
+        agreed = Prediction.from_x0(self.xt, self.level, x0)
+        return replace(self, x0=agreed.x0, eps=agreed.eps)
+
+    def pushed(self, push: Tensor) -> Prediction:
+        """Add `push` to the score, and so to eps and x_0 (Dhariwal & Nichol 2021, eq. 14)."""
+        noise = self.level.sigma * push
+        shift = _divide(
+            noise, self.level.alpha, "a push on x_0 needs alpha > 0: there is no signal"
         )
+        return replace(self, eps=self.eps - noise, x0=self.x0 + self.level.sigma * shift)
 
 
 @dataclass(frozen=True)
 class Condition:
     """Hold what a sample is conditioned on; None means absent.
 
-    label (B,) integers; text (B, L, D) with mask (B, L); image_embedding (B, D);
-    low_res (B, C, H, W) with aug_level (B,); hint (B, C, H, W).
+    label (B,) integers, NULL_LABEL in a row without one; text (B, L, D) with mask (B, L);
+    image_embedding (B, D); low_res (B, C, H, W) with aug_level (B,); hint (B, C, H, W).
     """
 
     label: Tensor | None = None
@@ -114,17 +127,45 @@ class Denoiser(Protocol):
         ...
 
 
-class MixtureDenoiser:
-    """Be the best possible denoiser of a Gaussian mixture: E[x_0 | x_t], in closed form."""
+def class_weights(mixture: GaussianMixture, classes: Tensor) -> Tensor:
+    """Return p(class and component), (C, K) (product rule: Bishop 2006, eq. 1.11).
 
-    def __init__(self, mixture: GaussianMixture, schedule: Schedule) -> None:
+    `classes` (K,) is the class of each component, from 0 without a gap; a ValueError for others.
+    """
+    members = classes == torch.arange(int(classes.max()) + 1)[:, None]  # (C, K)
+    if classes.shape != mixture.weights.shape or not bool(members.any(1).all()):
+        k, given = len(mixture.weights), classes.tolist()
+        raise ValueError(f"{k} components need {k} classes, every one from 0 up, not {given}")
+    return members * mixture.weights
+
+
+class MixtureDenoiser:
+    """Be the best possible denoiser of a Gaussian mixture: E[x_0 | x_t], in closed form.
+
+    With `classes` (K,), the class of each component, it is E[x_0 | x_t, y] in a row with a label;
+    without a label, and in a row of NULL_LABEL, the whole mixture's.
+    """
+
+    def __init__(
+        self, mixture: GaussianMixture, schedule: Schedule, classes: Tensor | None = None
+    ) -> None:
         self.mixture, self.schedule = mixture, schedule
+        self._weights = None if classes is None else class_weights(mixture, classes)
+
+    def _law(self, cond: Condition | None) -> GaussianMixture:
+        """Return the law of x_0, or one for every row."""
+        if cond is None or cond.label is None:
+            return self.mixture
+        if self._weights is None:
+            raise ValueError("this mixture has no classes: give them, or pass no label")
+        rows = torch.cat([self._weights, self.mixture.weights[None]])  # NULL_LABEL: the last one
+        return self.mixture.reweighted(rows[cond.label])
 
     def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
         """Return E[x_0 | x_t] and eps = -sigma score, each in its stable form (Efron 2011)."""
-        level = self.schedule.at(t, like=xt.double())
-        x0 = self.mixture.posterior_mean(xt, level)
-        eps = -level.sigma * self.mixture.diffuse(level).score(xt)
+        level, law = self.schedule.at(t, like=xt.double()), self._law(cond)
+        x0 = law.posterior_mean(xt, level)
+        eps = -level.sigma * law.diffuse(level).score(xt)
         return Prediction(xt, self.schedule.at(t, like=xt), x0.to(xt.dtype), eps.to(xt.dtype))
 
 
@@ -139,6 +180,18 @@ def log_snr_clock(schedule: Schedule, t: Time) -> Tensor:
     The clip only matters within about 1e-8 of the ends, where a log-SNR is infinite.
     """
     return (schedule.lambda_(t) / 5).clamp(-2, 2)
+
+
+def ask(net: nn.Module, xt: Tensor, clock: Tensor, *more: Condition | None) -> Tensor:
+    """Return net(xt, clock, *more), asked in the network's dtype and told in xt's.
+
+    `clock` is one for all rows, or (B,).
+    """
+    dtype = next((p.dtype for p in net.parameters()), xt.dtype)
+    if clock.is_cpu and clock.ndim == 0:  # a copy from the host would wait for the GPU
+        clock = xt.new_full((), clock.item(), dtype=dtype)
+    clock = clock.to(xt.device, dtype).expand(xt.shape[0])
+    return net(xt.to(dtype), clock, *more).to(xt.dtype)
 
 
 class NetworkDenoiser:
@@ -159,13 +212,8 @@ class NetworkDenoiser:
         self.net, self.schedule, self.predicts, self.clock = net, schedule, predicts, clock
 
     def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
-        """Ask the network in its own dtype; read its answer (Kingma et al. 2021, section 3.4)."""
-        dtype = next((p.dtype for p in self.net.parameters()), xt.dtype)
-        clock = self.clock(self.schedule, t)
-        if clock.is_cpu and clock.ndim == 0:  # a copy from the host would wait for the GPU
-            clock = xt.new_full((), clock.item(), dtype=dtype)
-        clock = clock.to(xt.device, dtype).expand(xt.shape[0])
-        answer, fraction = self.net(xt.to(dtype), clock, cond).to(xt.dtype), None
+        """Ask the network; read its answer (Kingma et al. 2021, section 3.4)."""
+        answer, fraction = ask(self.net, xt, self.clock(self.schedule, t), cond), None
         if answer.shape[1] == 2 * xt.shape[1]:
             answer, output = answer.chunk(2, dim=1)
             fraction = 0.5 * (output + 1)  # the authors' code; v in [0, 1] is not enforced

@@ -51,15 +51,18 @@ class Beta(StepVariance):
         return (schedule.transition(s, t)[1],)
 
 
+@dataclass(frozen=True)
 class BetaTilde(StepVariance):
-    """Give the variance of q(x_s | x_t, x_0) (DDPM, Ho et al. 2020, eq. 7).
+    """Give eta^2 times the variance of q(x_s | x_t, x_0) (DDPM, Ho et al. 2020, eq. 7).
 
-    Right when the data are a point; too small otherwise.
+    eta = 1 is right when the data are a point, too small otherwise; others are DDIM's.
     """
 
+    eta: float = 1.0
+
     def of_times(self, schedule: Schedule, s: Tensor, t: Tensor) -> tuple[Tensor]:
-        """Return the variance of q(x_s | x_t, x_0)."""
-        return (schedule.posterior_weights(s, t)[2],)
+        """Return eta^2 beta_tilde (DDIM, Song et al. 2021, eq. 16)."""
+        return (self.eta**2 * schedule.posterior_weights(s, t)[2],)
 
 
 class LearnedRange(StepVariance):
@@ -134,28 +137,30 @@ def ddim(
     cond: Condition | None = None,
     *,
     eta: float = 0.0,
+    variance: Variance | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
     """Walk back along `times`, any decreasing grid, keeping the marginals q(x_s | x_0).
 
     DDIM (Song et al. 2021), eq. 12 and 16: of x_s's noise, eta^2 beta_tilde is fresh and the rest
     points along eps. eta = 0 draws nothing and needs no generator; eta = 1 is `ancestral` with
-    beta_tilde. A step that ends at s = 0 adds no noise.
+    beta_tilde. With `variance` the fresh noise has that one, and the mean stays as eta says
+    (Bao et al. 2022a, eq. 5). A step that ends at s = 0 adds no noise.
     """
-    if eta > 0 and generator is None:
-        raise ValueError("eta > 0 draws noise: pass generator=")
-    schedule = denoiser.schedule
-    fresh = eta**2 * schedule.posterior_weights(times[1:], times[:-1])[2]  # variances, all steps'
+    draws = eta > 0 or variance is not None
+    if draws and generator is None:
+        raise ValueError("eta > 0, or a variance, draws noise: pass generator=")
+    schedule, noisy = denoiser.schedule, times[times > 0]
+    (fresh,) = BetaTilde(eta).of_times(schedule, times[1:], times[:-1])  # variances, all steps'
     along = (schedule.sigma(times[1:]) ** 2 - fresh).clamp(min=0).sqrt()
-    alphas = schedule.alpha(times[1:])
-    stds = fresh.sqrt() * (times[1:] > 0)
-    columns = (alphas.tolist(), along.tolist(), stds.tolist())
-    for t, alpha, towards, std in zip(times[:-1], *columns, strict=True):
+    columns = (schedule.alpha(times[1:]).tolist(), along.tolist())
+    spread, known = _by_step(variance or BetaTilde(eta), schedule, noisy if draws else noisy[:1])
+    for t, alpha, towards, given in zip_longest(times[:-1], *columns, known):
         prediction = denoiser(x, t, cond)
         x = alpha * prediction.x0 + towards * prediction.eps
-        if std > 0:
+        if given is not None:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            x = x + std * noise
+            x = x + spread(prediction, *given) ** 0.5 * noise
         yield x
 
 
