@@ -222,6 +222,8 @@ def test_a_curve_is_read_between_its_times_and_not_beyond_them():
         s, t = torch.tensor(0.1).double(), torch.tensor(t).double()
         (low, high), (width,) = variance_bounds(CHAIN, s, t), curve.of_times(CHAIN, s, t)
         assert width == pytest.approx(float(low + u * (high - low)))
+    point = Analytic(torch.tensor([0.5]).double(), torch.tensor([0.4]).double())
+    assert point.of_times(CHAIN, s, torch.tensor(0.5).double())[0] == pytest.approx(float(width))
     for t in (0.3, 0.9):
         with pytest.raises(ValueError, match=r"known from t = 0\.4 to 0\.8"):
             curve.of_times(CHAIN, s, torch.tensor(t).double())

@@ -144,7 +144,7 @@ def _between(times: Tensor, values: Tensor, t: Tensor) -> Tensor:
     if not bool(((t >= rising[0]) & (t <= rising[-1])).all()):
         raise ValueError(f"u is known from t = {rising[0]:g} to {rising[-1]:g} only")
     if len(rising) == 1:
-        return values.expand(t.shape)
+        return values[0].expand(t.shape)
     right = torch.searchsorted(rising, t.contiguous()).clamp(1, len(rising) - 1)
     share = (t - rising[right - 1]) / (rising[right] - rising[right - 1])
     return torch.lerp(values[right - 1], values[right], share)
