@@ -12,13 +12,12 @@ from tutorial_lib.analytic import (
     Diagonal,
     WithNoiseVariance,
     cheapest_times,
-    explained_noise,
+    noise_shares,
     residual_error,
     residual_network,
     square_error,
     square_network,
     stride_costs,
-    unexplained_noise,
     variance_bounds,
 )
 from tutorial_lib.denoiser import MixtureDenoiser, NetworkDenoiser
@@ -51,8 +50,7 @@ def test_both_estimates_are_a_gaussians_share_within_their_standard_errors(name)
     schedule, mixture = SCHEDULES[name], gaussian(std=STD)
     exact, x0 = MixtureDenoiser(mixture, schedule), mixture.sample(4000, generator=generator(1))
     truth = share(schedule, TIMES)
-    size = explained_noise(exact, x0, TIMES, generator=generator(2))
-    error = unexplained_noise(exact, x0, TIMES, generator=generator(2))
+    size, error = noise_shares(exact, x0, TIMES, generator=generator(2))
     for found, mean in ((size, 1 - size.mean), (error, error.mean)):
         assert ((mean - truth).abs() / found.standard_error).max() < 6
         assert (found.times == TIMES).all() and found.standard_error.max() < 0.04
@@ -60,18 +58,13 @@ def test_both_estimates_are_a_gaussians_share_within_their_standard_errors(name)
 
 def test_the_standard_errors_are_those_of_repeated_estimates():
     exact, mixture = MixtureDenoiser(pair(), CHAIN), pair()
-    for estimate in (explained_noise, unexplained_noise):
-        runs = [
-            estimate(
-                exact,
-                mixture.sample(500, generator=generator(k)),
-                TIMES,
-                generator=generator(1000 + k),
-            )
-            for k in range(60)
-        ]
-        spread = torch.stack([run.mean for run in runs]).std(0)
-        said = torch.stack([run.standard_error for run in runs]).mean(0)
+    runs = []
+    for k in range(60):
+        x0 = mixture.sample(500, generator=generator(k))
+        runs.append(noise_shares(exact, x0, TIMES, generator=generator(1000 + k)))
+    for kind in zip(*runs, strict=True):
+        spread = torch.stack([run.mean for run in kind]).std(0)
+        said = torch.stack([run.standard_error for run in kind]).mean(0)
         assert ((said / spread).log().abs() < math.log(1.7)).all()  # of 60: 6 errors of a std
 
 
@@ -150,7 +143,7 @@ def test_ddim_at_eta_one_with_a_variance_is_ancestral_with_it():
 def test_no_multiple_of_the_best_variance_has_a_lower_bound():
     mixture, times = pair(), TIMES
     exact, x0 = MixtureDenoiser(mixture, CHAIN), mixture.sample(4000, generator=generator(1))
-    curve = unexplained_noise(exact, x0, times, generator=generator(2))
+    _, curve = noise_shares(exact, x0, times, generator=generator(2))
 
     def total(factor):
         best = Analytic(times, curve.mean)
@@ -168,7 +161,7 @@ def test_no_multiple_of_the_best_variance_has_a_lower_bound():
 def test_stride_costs_are_the_bounds_steps():
     mixture = pair()
     exact, x0 = MixtureDenoiser(mixture, CHAIN), mixture.sample(20_000, generator=generator(1))
-    curve = unexplained_noise(exact, x0, TIMES, generator=generator(2))
+    _, curve = noise_shares(exact, x0, TIMES, generator=generator(2))
     best = Analytic(TIMES, curve.mean)
     found = chain_bound(exact, x0, TIMES, generator=generator(3), variance=best).steps / 2
     costs = stride_costs(CHAIN, TIMES, curve.mean)
@@ -180,7 +173,7 @@ def test_stride_costs_are_the_bounds_steps():
 def test_the_cheapest_grid_is_the_best_of_all_of_its_length():
     times = torch.linspace(1, 0.01, 9, dtype=torch.float64)
     exact, x0 = MixtureDenoiser(pair(), CHAIN), pair().sample(4000, generator=generator(1))
-    curve = unexplained_noise(exact, x0, times, generator=generator(2))
+    _, curve = noise_shares(exact, x0, times, generator=generator(2))
     costs = stride_costs(CHAIN, times, curve.mean)
 
     def price(way):
@@ -222,7 +215,7 @@ def test_a_curve_is_read_between_its_times_and_not_beyond_them():
         s, t = torch.tensor(0.1).double(), torch.tensor(t).double()
         (low, high), (width,) = variance_bounds(CHAIN, s, t), curve.of_times(CHAIN, s, t)
         assert width == pytest.approx(float(low + u * (high - low)))
-    point = Analytic(torch.tensor([0.5]).double(), torch.tensor([0.4]).double())
+    point = Analytic(torch.tensor([0.5]).double(), torch.tensor([0.5]).double())
     assert point.of_times(CHAIN, s, torch.tensor(0.5).double())[0] == pytest.approx(float(width))
     for t in (0.3, 0.9):
         with pytest.raises(ValueError, match=r"known from t = 0\.4 to 0\.8"):

@@ -15,6 +15,7 @@ from tutorial_lib.cifar10 import Images, to_pixels
 from tutorial_lib.denoiser import Prediction
 from tutorial_lib.recipes import analytic_widths, diffusion, judge
 from tutorial_lib.recipes.analytic_widths import (
+    Width,
     cheapest,
     choose_widths,
     doubt_of_head,
@@ -53,10 +54,11 @@ def test_both_curves_are_those_of_a_known_model():
 @pytest.mark.parametrize("width", ["size", "error", "DDIM, error", "DDIM, size"])
 def test_ten_steps_of_the_best_width_keep_a_gaussians_variance_and_beta_does_not(width):
     curves = {"size": known_curve(), "error": known_curve()}
-    widths = choose_widths(curves, 1000) | drawn_widths(curves)
+    widths = choose_widths(curves, LONG.model) | drawn_widths(curves)
 
-    def spread(width):
-        pixels = draw(Truth(LONG.model), LONG, even(1000, 10), width, widths[width])
+    def spread(name):
+        width = Width(name, Truth(LONG.model), widths[name])
+        pixels = draw(width, LONG, even(1000, 10))
         return float((pixels.double() / 127.5 - 1).std())
 
     # the last step is the mean alone: it takes off sigma_1^2 / alpha_1^2, next to nothing
@@ -66,7 +68,7 @@ def test_ten_steps_of_the_best_width_keep_a_gaussians_variance_and_beta_does_not
 
 def test_the_quieter_width_is_the_same_but_for_the_last_noise():
     widths = drawn_widths({"size": known_curve(), "error": known_curve()})
-    known = choose_widths({"error": known_curve()}, 1000)["error"]
+    known = choose_widths({"error": known_curve()}, LONG.model)["error"]
     xt, two = torch.randn(3, 1, 4, 4), torch.tensor
     prediction = Prediction.from_x0(xt, CHAIN.at(0.5, like=xt), 0 * xt)
     for s, t in ((0.2, 0.3), (0.001, 0.1)):
@@ -122,12 +124,17 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
     metrics = recipes.run("cifar10_analytic", tiny=True, out=str(tmp_path), weights=weights)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert len(metrics["bits"]) == 2 * 2 * 7 and len(metrics["judged"]) == 2 * 1 * 11
+    assert len(metrics["bits"]) == 2 * 2 * 7 and len(metrics["judged"]) == 11 + 5
     assert all(math.isfinite(row["bits_per_dim"]) for row in metrics["bits"])
     assert all(row["fd_classifier"] >= 0 for row in metrics["judged"])
     assert {len(c["mean"]) for c in metrics["curves"].values()} == {10}
     assert metrics["grids"]["4"][0] == 10 and metrics["grids"]["4"][-1] == 1
     assert Image.open(tmp_path / "widths.png").size == (32 * 4, 32 * 11)
+    again = recipes.run("cifar10_analytic", tiny=True, out=str(tmp_path), weights=weights)
+    assert again["bits"] == metrics["bits"]  # with the second network as it was
+    alone = {"out": str(tmp_path), "weights": weights, "channels": 0, "drawn": ()}
+    bare = recipes.run("cifar10_analytic", tiny=True, **alone)
+    assert len(bare["bits"]) == 2 * 2 * 6 and bare["judged"] == []
     assert "with beta" in recipes.RECIPES["cifar10_analytic"].headline(metrics)
 
 
@@ -135,10 +142,12 @@ def test_the_bound_of_beta_is_that_of_a_plain_chain():
     model, config = Truth(LONG.model), replace(LONG, bound_images=8)
     x0 = 0.3 * torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     images = Images(to_pixels(x0), torch.zeros(8, dtype=torch.long), ("one",), "noise")
-    wrapped = WithNoiseVariance(model, lambda p, t, cond: torch.ones_like(p.xt))
-    times = even(1000, 10)
-    plain = analytic_widths.bound(model, images, config, times, beta)
-    assert plain == analytic_widths.bound(wrapped, images, config, times, beta)
-    known = choose_widths({"error": known_curve()}, 1000)["error"]
-    better = analytic_widths.bound(model, images, config, times, known)
+    times, wrapped = even(1000, 10), WithNoiseVariance(model, lambda p, t, cond: 0 * p.xt + 1)
+    plain, alike = (
+        analytic_widths.bound(Width("beta", who, beta), images, config, times)
+        for who in (model, wrapped)
+    )
+    assert plain == alike
+    known = choose_widths({"error": known_curve()}, LONG.model)["error"]
+    better = analytic_widths.bound(Width("error", model, known), images, config, times)
     assert better["bits_per_dim"] < plain["bits_per_dim"]

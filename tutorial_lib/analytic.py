@@ -32,55 +32,37 @@ class Estimate:
     standard_error: Tensor
 
 
-def _estimate(
-    measure: Callable[[Prediction, Tensor], Tensor],
+@torch.no_grad()
+def noise_shares(
     denoiser: Denoiser,
     x0: Tensor,
     times: Tensor,
-    cond: Condition | None,
+    cond: Condition | None = None,
+    *,
     generator: torch.Generator,
-) -> Estimate:
-    """Average measure(prediction, eps), (B, ...), over examples at each time."""
+) -> tuple[Estimate, Estimate]:
+    """Estimate E||eps_hat||^2 / d and E||eps - eps_hat||^2 / d, from one x_t an example and time.
+
+    Where eps_hat is E[eps | x_t] the first is R^2, the share of the noise's variance that x_t
+    explains, sigma^2 times the paper's Gamma (Analytic-DPM, Bao et al. 2022a, section 3), and the
+    second is u = 1 - R^2. Of another network the second, which is L_simple by time and never
+    negative, is the u whose variance is best with that network's mean (Bao et al. 2022b).
+    """
     each = []
-    with torch.no_grad():
-        for t in times:
-            prediction, eps = noised(denoiser, x0, t, cond, generator)
-            each.append(measure(prediction, eps).double().flatten(1).mean(1))
-    rows = torch.stack(each).cpu()  # (n, B)
-    return Estimate(times.cpu(), rows.mean(1), rows.std(1) / rows.shape[1] ** 0.5)
+    for t in times:
+        prediction, eps = noised(denoiser, x0, t, cond, generator)
+        sizes = (
+            x.double().square().flatten(1).mean(1) for x in (prediction.eps, eps - prediction.eps)
+        )
+        each.append(torch.stack(list(sizes)))
+    means, errors = _mean_and_error(torch.stack(each))  # (n, 2, B) to (n, 2)
+    explained, unexplained = (Estimate(times.cpu(), means[:, k], errors[:, k]) for k in (0, 1))
+    return explained, unexplained
 
 
-def explained_noise(
-    denoiser: Denoiser,
-    x0: Tensor,
-    times: Tensor,
-    cond: Condition | None = None,
-    *,
-    generator: torch.Generator,
-) -> Estimate:
-    """Estimate R^2 = E||eps_hat||^2 / d at `times`, each from one draw of x_t an example.
-
-    Analytic-DPM (Bao et al. 2022a), section 3: sigma^2 times its Gamma, E||score||^2 / d. Where
-    eps_hat is E[eps | x_t], R^2 lies in [0, 1] and 1 - R^2 is the unexplained share; of a network
-    only as far as it is that.
-    """
-    return _estimate(lambda p, eps: p.eps**2, denoiser, x0, times, cond, generator)
-
-
-def unexplained_noise(
-    denoiser: Denoiser,
-    x0: Tensor,
-    times: Tensor,
-    cond: Condition | None = None,
-    *,
-    generator: torch.Generator,
-) -> Estimate:
-    """Estimate E||eps - eps_hat||^2 / d at `times`, which is L_simple by time.
-
-    It is 1 - R^2 of the best network. Of any other it is the variance that is best with that
-    network's mean (Bao et al. 2022b), and never negative.
-    """
-    return _estimate(lambda p, eps: (eps - p.eps) ** 2, denoiser, x0, times, cond, generator)
+def _mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means over the last axis and their standard errors, on the host."""
+    return draws.mean(-1).cpu(), (draws.std(-1) / draws.shape[-1] ** 0.5).cpu()
 
 
 def variance_bounds(

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
@@ -17,11 +18,10 @@ from tutorial_lib.analytic import (
     Second,
     WithNoiseVariance,
     cheapest_times,
-    explained_noise,
+    noise_shares,
     residual_error,
     residual_network,
     stride_costs,
-    unexplained_noise,
 )
 from tutorial_lib.cifar10 import Images, cifar10, to_floats, to_pixels
 from tutorial_lib.denoiser import Condition, Denoiser, NetworkDenoiser, Prediction
@@ -35,7 +35,14 @@ from tutorial_lib.recipes.diffusion_run import (
     recorded_denoiser,
 )
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
-from tutorial_lib.recipes.record import Metrics, TrainingRun, origin_of, sheet, write_metrics
+from tutorial_lib.recipes.record import (
+    Metrics,
+    TrainingRun,
+    origin_of,
+    save_weights,
+    sheet,
+    write_metrics,
+)
 from tutorial_lib.samplers import (
     Variance,
     ancestral,
@@ -48,6 +55,7 @@ from tutorial_lib.samplers import (
 from tutorial_lib.schedule import Schedule, Time
 from tutorial_lib.train import train
 
+ALONG_CHEAPEST = ("beta", "error", "second network", "DDIM", "DDIM, error")
 QUIET = (2 / 255) * math.sqrt(math.pi / 2)  # E|noise| of one grey level (Bao et al. 2022a, F.2)
 
 
@@ -55,7 +63,8 @@ QUIET = (2 / 255) * math.sqrt(math.pi / 2)  # E|noise| of one grey level (Bao et
 class AnalyticRun(TrainingRun):
     """Fix whose weights are walked, by what curve, and how a second network is trained.
 
-    `weights` is the file of the network that `model` describes; the second is `channels` wide.
+    `weights` is the file of the network that `model` describes; the second is `channels` wide, and
+    with 0 there is none.
     The curve u(t) is estimated from `curve_images` training images at each step of the chain.
     """
 
@@ -80,21 +89,24 @@ def run_analytic(name: str, config: AnalyticRun, out: Path) -> Metrics:
     started = time.perf_counter()
     network = replace(config.model, device=config.device)
     first = StaticThreshold(recorded_denoiser(network, Path(config.weights)))
-    second = _second_network(config, first, images, out)
+    second = _second_network(config, first, images, out) if config.channels else None
     curves = estimate_curves(first, config, images)
     grids = {
         "even": {n: even(config.model.n_steps, n) for n in config.counts},
         "cheapest": cheapest(first.schedule, curves["error"], config.counts),
     }
-    model = WithNoiseVariance(first, second)
-    widths = choose_widths(curves, config.model.n_steps)
+    widths = [Width(name, first, how) for name, how in choose_widths(curves, config.model).items()]
+    if second is not None:
+        both = WithNoiseVariance(first, second)
+        widths.append(Width("second network", both, Diagonal(spread=1.0)))
     bits = [
-        {"grid": grid, "steps": n, "width": width, **bound(model, unseen, config, times, variance)}
+        {"grid": grid, "steps": n, "width": width.name, **bound(width, unseen, config, times)}
         for grid, by_count in grids.items()
         for n, times in by_count.items()
-        for width, variance in widths.items()
+        for width in widths
     ]
-    judged = _judge(model, config, images, grids, widths | drawn_widths(curves), out)
+    widths += [Width(name, first, how) for name, how in drawn_widths(curves).items()]
+    judged = _judge(config, images, grids, widths, out)
     found = {"data": images.form, "bits": bits, "samples": config.samples, "judged": judged}
     found["curves"] = {
         name: {"mean": _digits(c.mean), "standard_error": _digits(c.standard_error)}
@@ -107,6 +119,15 @@ def run_analytic(name: str, config: AnalyticRun, out: Path) -> Metrics:
     seconds = round(time.perf_counter() - started, 1)
     found |= {"seconds": seconds, "trained": origin_of(Path(config.weights))}
     return write_metrics(out, name, config, found)
+
+
+@dataclass(frozen=True)
+class Width:
+    """Name a width, who is asked, and what variance is made of the answer (None: DDIM's, 0)."""
+
+    name: str
+    model: Denoiser
+    variance: Variance | None
 
 
 def headline(found: Metrics) -> str:
@@ -132,31 +153,30 @@ def estimate_curves(model: Denoiser, config: AnalyticRun, images: Images) -> dic
     """Return u(t) at every step by the size of the network's answers, and by their error."""
     times = even(config.model.n_steps, config.model.n_steps)
     x0 = to_floats(images.pixels[: config.curve_images].to(config.device))
-    found = {}
-    for name, estimate in {"size": explained_noise, "error": unexplained_noise}.items():
-        generator = Generator(config.device).manual_seed(config.seed)
-        parts = [
-            estimate(model, x, times, unlabelled(x, config.model), generator=generator)
-            for x in x0.split(BATCH)
-        ]
-        found[name] = _pooled(parts)
-    explained = found["size"]
-    return found | {"size": replace(explained, mean=1 - explained.mean)}
+    generator = Generator(config.device).manual_seed(config.seed)
+    parts = [
+        noise_shares(model, x, times, unlabelled(x, config.model), generator=generator)
+        for x in x0.split(BATCH)
+    ]
+    explained, unexplained = (_pooled(kind) for kind in zip(*parts, strict=True))
+    return {"size": replace(explained, mean=1 - explained.mean), "error": unexplained}
 
 
-def _pooled(parts: list[Estimate]) -> Estimate:
+def _pooled(parts: tuple[Estimate, ...]) -> Estimate:
     """Return what equally many examples in each part say together."""
     mean = torch.stack([part.mean for part in parts]).mean(0)
     errors = torch.stack([part.standard_error for part in parts])
     return Estimate(parts[0].times, mean, errors.square().sum(0).sqrt() / len(parts))
 
 
-def choose_widths(curves: dict[str, Estimate], n_steps: int) -> dict[str, Variance]:
+def choose_widths(curves: dict[str, Estimate], model: DiffusionRun) -> dict[str, Variance]:
     """Return the variances whose bound is measured; 1 bounds x_0's own spread, |x_0| <= 1."""
     known = {name: Analytic(curve.times, curve.mean, spread=1.0) for name, curve in curves.items()}
     fixed = {"beta": beta, "beta_tilde": beta_tilde}
-    heads = {"learned": learned_range, "learned, as doubt": doubt_of_head(n_steps)}
-    return fixed | known | heads | {"second network": Diagonal(spread=1.0)}
+    if not model.learns_variance:
+        return fixed | known
+    heads = {"learned": learned_range, "learned, as doubt": doubt_of_head(model.n_steps)}
+    return fixed | known | heads
 
 
 def drawn_widths(curves: dict[str, Estimate]) -> dict[str, Variance | None]:
@@ -196,21 +216,15 @@ def doubt_of_head(n_steps: int) -> Variance:
 
 
 @torch.no_grad()
-def bound(
-    model: Denoiser, unseen: Images, config: AnalyticRun, times: Tensor, variance: Variance
-) -> Metrics:
+def bound(width: Width, unseen: Images, config: AnalyticRun, times: Tensor) -> Metrics:
     """Return the bound on unseen images in bits/dim; beta_tilde's decoder, which is 0, is beta."""
     generator = Generator(config.device).manual_seed(config.seed + 2)
     pixels = unseen.pixels[: config.bound_images].to(config.device)
-    settings = {
-        "variance": variance,
-        "decoder": pixel_decoder(beta if variance is beta_tilde else variance),
-    }
+    decoder = pixel_decoder(beta if width.variance is beta_tilde else width.variance)
+    how = {"variance": width.variance, "decoder": decoder, "generator": generator}
     nats = torch.cat(
         [
-            chain_bound(
-                model, x, times, unlabelled(x, config.model), generator=generator, **settings
-            ).total
+            chain_bound(width.model, x, times, unlabelled(x, config.model), **how).total
             for x in to_floats(pixels).split(BATCH)
         ]
     )
@@ -222,49 +236,49 @@ def bound(
 
 
 def _judge(
-    model: Denoiser,
     config: AnalyticRun,
     images: Images,
     grids: dict[str, dict[int, Tensor]],
-    widths: dict[str, Variance | None],
+    widths: list[Width],
     out: Path,
 ) -> list[Metrics]:
     """Return how samples of every width score, and leave a picture of the shortest walks'."""
     by, rows, shown = judge_of(config.device, images.pixels.to(config.device)), [], []
     for grid, by_count in grids.items():
         for n in config.drawn:
-            for width, variance in widths.items():
-                pixels = draw(model, config, by_count[n], width, variance)
+            for width in widths:
+                if grid != "even" and width.name not in ALONG_CHEAPEST:
+                    continue
+                pixels = draw(width, config, by_count[n])
                 scores = by.scores(pixels, None) if by is not None else {}
                 kept = {k: scores[k] for k in ("fd_classifier", "precision", "recall") if scores}
-                rows.append({"grid": grid, "steps": n, "width": width, **kept})
+                rows.append({"grid": grid, "steps": n, "width": width.name, **kept})
                 if (grid, n) == ("even", config.drawn[0]):
                     shown.append(pixels[: config.pictured])
-    sheet(to_floats(torch.cat(shown)), config.pictured).save(out / "widths.png")
+    if shown:
+        sheet(to_floats(torch.cat(shown)), config.pictured).save(out / "widths.png")
     return rows
 
 
-def draw(
-    model: Denoiser, config: AnalyticRun, times: Tensor, width: str, variance: Variance | None
-) -> Tensor:
+def draw(width: Width, config: AnalyticRun, times: Tensor) -> Tensor:
     """Return sampled pixels (N, 3, H, W) of a walk along `times` and on to 0, from like noise."""
     generator, fresh = (Generator(config.device).manual_seed(config.seed + k) for k in (1, 2))
-    walk, times = (
-        ddim if width.startswith("DDIM") else ancestral,
-        torch.cat([times, times[:1] * 0]),
-    )
+    walk = ddim if width.name.startswith("DDIM") else ancestral
+    times, how = torch.cat([times, times.new_zeros(1)]), {"variance": width.variance}
     net, made = config.model.network, []
     for part in torch.arange(config.samples).split(BATCH):
         shape = (len(part), net.in_channels, net.side, net.side)
         x = torch.randn(shape, generator=generator, device=config.device)
         cond = unlabelled(x, config.model)
-        how = {"generator": fresh, "variance": variance}
-        made.append(to_pixels(final(walk(model, x, times, cond, **how))))
+        made.append(to_pixels(final(walk(width.model, x, times, cond, generator=fresh, **how))))
     return torch.cat(made)
 
 
 def _second_network(config: AnalyticRun, first: Denoiser, images: Images, out: Path) -> Second:
-    """Train a network on the squares of the first one's errors, and return what it says."""
+    """Train a network on the squares of the first one's errors, and return what it says.
+
+    A run that was stopped after that finds its weights in `out`.
+    """
     thin = replace(config.model.network, channels=config.channels, out_channels=3)
     shape = replace(config.model, network=thin, device=config.device, seed=config.seed + 1)
 
@@ -288,10 +302,13 @@ def _second_network(config: AnalyticRun, first: Denoiser, images: Images, out: P
         t = n.double() / config.model.n_steps
         return residual_error(asked(module), x0, t, cond, generator=generator) / x0[0].numel()
 
-    how = config.schedule(ema_decay=0.999)
-    result = train(fresh(), images.pixels, cost, how, watch=config.journal(out))
+    kept = out / "second.safetensors"
+    if not kept.exists():
+        how = config.schedule(ema_decay=0.999)
+        result = train(fresh(), images.pixels, cost, how, watch=config.journal(out))
+        save_weights(result.ema, kept)
     net = fresh().eval().requires_grad_(False)
-    net.load_state_dict(result.ema.state_dict())
+    net.load_state_dict(safetensors.torch.load_file(kept))
     return asked(net).second
 
 
