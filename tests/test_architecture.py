@@ -24,7 +24,7 @@ SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted(LIBRARY.rgl
 FLOORS = (
     ("gaussian", "schedule", "learned_schedule", "mixtures"),
     ("denoiser",),
-    ("likelihood", "losses", "samplers", "analytic", "solvers", "guidance"),
+    ("likelihood", "losses", "samplers", "analytic", "solvers", "dpm_solver", "guidance"),
     ("latent", "cascade", "unclip", "dreambooth"),
     (
         "download",

@@ -6,7 +6,8 @@ exact denoiser (closed form, for a Gaussian mixture) and a learned one are the s
 
     gaussian  schedule  learned_schedule  mixtures    mathematics: the exact truth
     denoiser                                          the hub: Prediction, Condition, Denoiser
-    likelihood  losses  samplers  solvers  guidance   know only schedules and denoisers
+    likelihood  losses  samplers  analytic            know only schedules and denoisers:
+    solvers  dpm_solver  guidance                     what is minimised, and what is walked
     networks/  autoencoder                            torch and `gaussian`; know no schedule
     download  cifar10  data  metrics                  images and points, and how to judge them
     interrupts  recorded  borrowed  ranks  checkpoints    what a run needs

@@ -3,6 +3,7 @@
 A step that knows x_t but not x_0 errs by what x_t leaves open. Per dimension that is
 (sigma / alpha)^2 u, where u = E Var[eps | x_t] is the share of the noise that cannot be told from
 x_t: 1 - R^2 of the best noise network, and its loss. One curve u(t) serves every grid of times.
+(Bao et al. 2022) are two papers, Analytic-DPM and the one with second networks, SN- and NPR-DDPM.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def noise_shares(
     """Estimate E||eps_hat||^2 / d and E||eps - eps_hat||^2 / d, from one x_t an example and time.
 
     Where eps_hat is E[eps | x_t] the first is R^2, the share of the noise's variance that x_t
-    explains, sigma^2 times the paper's Gamma (Analytic-DPM, Bao et al. 2022a, section 3), and the
+    explains, sigma^2 times the paper's Gamma (Analytic-DPM, Bao et al. 2022, section 3), and the
     second is u = 1 - R^2. Of another network the second, which is L_simple by time and never
-    negative, is the u whose variance is best with that network's mean (Bao et al. 2022b).
+    negative, is the u whose variance is best with that network's mean (NPR-DDPM, Bao et al. 2022).
     """
     each = []
     for t in times:
@@ -70,7 +71,7 @@ def variance_bounds(
 ) -> tuple[Tensor, Tensor]:
     """Return the least and the greatest that the best variance of p(x_s | x_t) can be.
 
-    Analytic-DPM (Bao et al. 2022a), theorem 2: the first holds with u = 0; the second with u = 1
+    Analytic-DPM (Bao et al. 2022), theorem 2: the first holds with u = 0; the second with u = 1
     or with Var[x_0 | x_t] = spread^2, for data in an interval of length 2 spread, whichever is
     less.
     """
@@ -100,7 +101,7 @@ def _step(schedule: Schedule, s: Time, t: Time, eta: float) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True, eq=False)
 class Analytic(StepVariance):
-    """Give each step the one variance that is best for the bound (Bao et al. 2022a, theorem 1).
+    """Give each step the one variance that is best for the bound (Bao et al. 2022, theorem 1).
 
     `times`, which fall, and `unexplained` (n,) are the curve u(t), read between them by straight
     lines; a ValueError beyond them. `eta` is that of the mean: 1 for `ancestral`, DDIM's for
@@ -136,7 +137,7 @@ def _between(times: Tensor, values: Tensor, t: Tensor) -> Tensor:
 class Diagonal(StepVariance):
     """Give each coordinate of each x_t the variance that its `noise_variance` calls for.
 
-    Bao et al. (2022b). The prediction needs that field: wrap the denoiser in
+    SN-DDPM and NPR-DDPM (Bao et al. 2022). The prediction needs that field: wrap the denoiser in
     `WithNoiseVariance`. `eta` and `spread` are those of `Analytic`.
     """
 
@@ -162,7 +163,7 @@ class Diagonal(StepVariance):
 
 
 class WithNoiseVariance:
-    """Add to a denoiser's predictions what `second` says of Var[eps | x_t] (Bao et al. 2022b).
+    """Add to a denoiser's predictions what `second` says of Var[eps | x_t] (Bao et al. 2022).
 
     `second` is asked with the prediction, t and the condition. The denoiser gets no gradient:
     this is a second stage, and the first stays as it is.
@@ -179,7 +180,7 @@ class WithNoiseVariance:
 
 
 def residual_network(net: NetworkDenoiser) -> Second:
-    """Read a network's softplus as E[(eps - eps_hat)^2 | x_t] (Bao et al. 2022b, NPR-DDPM)."""
+    """Read a network's softplus as E[(eps - eps_hat)^2 | x_t] (NPR-DDPM, Bao et al. 2022)."""
 
     def second(prediction: Prediction, t: Time, cond: Condition | None) -> Tensor:
         return softplus(net(prediction.xt, t, cond).eps)
@@ -188,7 +189,7 @@ def residual_network(net: NetworkDenoiser) -> Second:
 
 
 def square_network(net: NetworkDenoiser) -> Second:
-    """Read a network's answer as E[eps^2 | x_t], less eps_hat^2 (Bao et al. 2022b, SN-DDPM)."""
+    """Read a network's answer as E[eps^2 | x_t], less eps_hat^2 (SN-DDPM, Bao et al. 2022)."""
 
     def second(prediction: Prediction, t: Time, cond: Condition | None) -> Tensor:
         return net(prediction.xt, t, cond).eps - prediction.eps**2
@@ -204,7 +205,7 @@ def residual_error(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return ||(eps - eps_hat)^2 - noise_variance||^2, (B,) (Bao et al. 2022b, NPR-DDPM)."""
+    """Return ||(eps - eps_hat)^2 - noise_variance||^2, (B,) (NPR-DDPM, Bao et al. 2022)."""
     prediction, eps = noised(denoiser, x0, t, cond, generator)
     return sum_over_dims(((eps - prediction.eps) ** 2 - prediction.noise_variance) ** 2)
 
@@ -217,7 +218,7 @@ def square_error(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return ||eps^2 - (eps_hat^2 + noise_variance)||^2, (B,) (Bao et al. 2022b, SN-DDPM)."""
+    """Return ||eps^2 - (eps_hat^2 + noise_variance)||^2, (B,) (SN-DDPM, Bao et al. 2022)."""
     prediction, eps = noised(denoiser, x0, t, cond, generator)
     said = prediction.eps**2 + prediction.noise_variance
     return sum_over_dims((eps**2 - said) ** 2)
@@ -227,7 +228,7 @@ def stride_costs(schedule: Schedule, times: Tensor, unexplained: Tensor) -> Tens
     """Return what each stride between two of `times` costs the bound, nats a dimension, (n, n).
 
     Entry [i, j] is the stride from times[i] down to times[j], 1/2 log(best variance / beta_tilde)
-    (Bao et al. 2022a, section 4); infinite where times[j] is not below times[i].
+    (Bao et al. 2022, section 4); infinite where times[j] is not below times[i].
     """
     i, j = torch.triu_indices(len(times), len(times), 1)
     t, s = times[i], times[j]
@@ -240,7 +241,7 @@ def stride_costs(schedule: Schedule, times: Tensor, unexplained: Tensor) -> Tens
 def cheapest_times(times: Tensor, costs: Tensor, n_steps: int) -> Tensor:
     """Return the n_steps + 1 of `times`, both ends among them, whose strides cost least in sum.
 
-    Dynamic programming (Watson et al. 2021; Bao et al. 2022a, section 4): the
+    Dynamic programming (Watson et al. 2021; Bao et al. 2022, section 4): the
     cheapest way to a time in k strides is one of those in k - 1, and a stride. A ValueError for
     more steps than there are, or none.
     """
