@@ -12,8 +12,11 @@ from truths import generator
 
 from tutorial_lib import recipes
 from tutorial_lib.cifar10 import Images
+from tutorial_lib.denoiser import Condition
+from tutorial_lib.guidance import label_log_prob, slope
 from tutorial_lib.networks.classifier import ImageClassifier
-from tutorial_lib.recipes import TINY_TRUNK, classifier
+from tutorial_lib.recipes import classifier, judge
+from tutorial_lib.recipes.catalogue import TINY_TRUNK
 from tutorial_lib.recipes.classifier import NETWORK, PROBED, ClassifierRun, kept, measure, shifted
 
 
@@ -144,3 +147,27 @@ def test_a_tiny_run_leaves_weights_that_work(tmp_path, monkeypatch, name):
 def test_there_is_no_small_form():
     with pytest.raises(ValueError, match="cifar10_classifier has no small form"):
         recipes.run("cifar10_classifier", small=True)
+
+
+def test_the_recorded_noisy_classifier_guides():
+    """Its gradient, in float32, is that of the log-probability it states: by differences."""
+    classifier = judge.load_noisy_classifier()
+    colours = torch.rand(10, 3, 1, 1, generator=generator(3))
+    smooth = (colours * 2 - 1) * torch.linspace(0.2, 1, 32)  # a picture, more or less
+    t, eps = 0.3, torch.randn(10, 3, 32, 32, generator=generator(4))
+    xt, cond = classifier.schedule.add_noise(smooth, eps, t), Condition(torch.arange(10))
+    log_prob = label_log_prob(classifier)
+    found = slope(log_prob, xt, t, cond)
+    along = found / found.flatten(1).norm(dim=1)[:, None, None, None]
+    ends = [log_prob(xt + h * along, t, cond) for h in (0.05, -0.05)]
+    assert found.dtype == torch.float32
+    rates = found.flatten(1).norm(dim=1)
+    assert torch.allclose((ends[0] - ends[1]) / 0.1, rates, rtol=0.05)
+    other = classifier(xt, 0.9).log_softmax(1) - classifier(xt, t).log_softmax(1)
+    assert other.abs().max() > 0.5  # it knows the noise level
+
+
+def test_a_noisy_classifier_without_weights_is_told():
+    path = judge.NOISY_WEIGHTS.parent.with_name("absent") / "weights.safetensors"
+    with pytest.raises(FileNotFoundError, match="run the recipe absent first"):
+        judge.load_noisy_classifier(path)

@@ -6,7 +6,15 @@ import pytest
 import torch
 import truths
 
-from tutorial_lib.data import checkerboard, moons, overlap3, spirals, std8, std8_classes
+from tutorial_lib.data import (
+    checkerboard,
+    moons,
+    overlap3,
+    overlap3_classes,
+    spirals,
+    std8,
+    std8_classes,
+)
 from tutorial_lib.mixtures import GaussianMixture
 
 
@@ -64,6 +72,7 @@ def test_overlap3_has_the_recorded_overlap():
     assert recognised(overlap3()) == pytest.approx(0.861, abs=1e-3)
     assert recognised(turned(overlap3())) != pytest.approx(0.861, abs=0.01)
     assert overlap3().weights.tolist() == pytest.approx([0.40, 0.35, 0.25])
+    assert overlap3_classes().tolist() == [0, 1, 2]
     assert overlap3().means.norm(dim=1).tolist() == pytest.approx([0.9] * 3)
     for axes in torch.linalg.eigvalsh(overlap3().covariances).sqrt():
         assert axes.tolist() == pytest.approx([0.35, 0.60])

@@ -149,6 +149,16 @@ def test_point_mlp_is_the_standard_network():
     torch.testing.assert_close(net(xt, clock[0]), net(xt, clock[0].expand(7)), rtol=0, atol=0)
 
 
+def test_a_point_mlp_with_other_outputs_is_the_same_but_for_its_last_layer():
+    net, plain = (PointMLP(outputs=n, generator=generator()).double() for n in (5, None))
+    assert net.out.weight.shape == (5, 64) and plain.out.weight.shape == (2, 64)
+    for layer, same in zip(net.hidden, plain.hidden, strict=True):
+        assert torch.equal(layer.weight, same.weight)
+    xt, clock = normal(7, 2), normal(7, seed=1)
+    exact = forward_by_hand(net, xt, clock)
+    torch.testing.assert_close(net(xt, clock), exact, rtol=1e-12, atol=1e-12)
+
+
 def test_a_label_adds_its_row_and_null_or_none_the_last():
     net = PointMLP(n_classes=3, generator=generator()).double()
     xt, clock = normal(4, 2), normal(4, seed=1)

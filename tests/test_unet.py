@@ -173,6 +173,56 @@ def test_diffusers_network_would_notice_a_missing_skip_order():
         assert (swapped - other(xt, clock).sample).abs().max() > 1e-3
 
 
+# diffusers' ResnetBlock2D is ADM's in other hands
+
+
+def blocks_gap(resampled, spoil=lambda block: None):
+    """Distance of one residual block from diffusers', with the same weights."""
+    resnet = pytest.importorskip("diffusers.models.resnet")
+    config = replace(FORMS["adm"], channels=128)
+    ways = {
+        "down": {"down": unet._down(128, 512, config)},
+        "up": {"up": unet._up(128, 512, config)},
+        "wider": {"wider": unet.ResidualBlock(128, 256, 512, config)},
+    }
+    ((way, ours),) = ways[resampled].items()
+    with torch.no_grad():
+        for parameter in ours.double().parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator(1)))
+    theirs = resnet.ResnetBlock2D(
+        in_channels=128,
+        out_channels=256 if way == "wider" else 128,
+        temb_channels=512,
+        time_embedding_norm="scale_shift",
+        **{} if way == "wider" else {way: True},
+    ).double()
+    copy_residual(ours, theirs)
+    spoil(ours)
+    x = torch.randn(2, 128, 8, 8, generator=generator(2), dtype=torch.float64)
+    emb = torch.randn(2, 512, generator=generator(3), dtype=torch.float64)
+    with torch.no_grad():
+        exact = theirs(x, emb)  # which takes silu(emb) itself
+        return float((ours(x, nn.functional.silu(emb)) - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("resampled", ["down", "up", "wider"])
+def test_residual_blocks_are_diffusers(resampled):
+    assert blocks_gap(resampled) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda block: setattr(block, "resample", nn.MaxPool2d(2)),
+        lambda block: block.time.weight.data.copy_(block.time.weight.data.roll(128, 0)),
+        lambda block: block.norm2.weight.data.add_(1),
+    ],
+    ids=["pooling", "shift for scale", "norm"],
+)
+def test_a_spoilt_residual_block_is_seen(spoil):
+    assert blocks_gap("down", spoil) > 0.01
+
+
 # The fast forms
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "cifar10",
     "moons",
     "overlap3",
+    "overlap3_classes",
     "spirals",
     "std8",
     "std8_classes",
@@ -50,6 +51,11 @@ def overlap3() -> GaussianMixture:
     turns = torch.tensor([15.0, 75.0, 150.0], dtype=torch.float64).deg2rad()
     weights = torch.tensor([0.40, 0.35, 0.25], dtype=torch.float64)
     return _ellipses(weights, 0.9 * _direction(places), turns, length=0.60, width=0.35)
+
+
+def overlap3_classes() -> Tensor:
+    """Return the class of each ellipse, (3,): its own number."""
+    return torch.arange(3)
 
 
 def _direction(angles: Tensor) -> Tensor:

@@ -79,6 +79,10 @@ class GaussianMixture:
             self._axes[..., pick, :, :],
         )
 
+    def reweighted(self, weights: Tensor) -> GaussianMixture:
+        """Return the same components under other weights (..., K), of which some may be 0."""
+        return self._from_axes(weights.to(self.weights), self.means, self._variances, self._axes)
+
     def sample_with_labels(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw `n` points (n, D) and the component (n,) that each came from."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)

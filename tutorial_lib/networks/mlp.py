@@ -51,7 +51,7 @@ class PointMLP(nn.Module):
 
     SiLU layers that read the point, the clock and its Fourier features (Tancik et al. 2020,
     section 4); a label, where there are classes, adds a vector to the first layer's sum. 13,634
-    weights as it stands.
+    weights as it stands. With as many `outputs` as there are classes it is a classifier.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class PointMLP(nn.Module):
         width: int = 64,
         depth: int = 4,
         n_classes: int = 0,
+        outputs: int | None = None,
         *,
         generator: Generator,
     ) -> None:
@@ -68,12 +69,12 @@ class PointMLP(nn.Module):
         widths = [dim + 1 + 2 * _HARMONICS] + depth * [width]
         with torch.device("meta"):
             self.hidden = nn.ModuleList(nn.Linear(m, n) for m, n in pairwise(widths))
-            self.out = nn.Linear(width, dim)
+            self.out = nn.Linear(width, outputs or dim)
             self.label = LabelEmbedding(n_classes, width) if n_classes else None
         initialise(self, generator)
 
     def forward(self, xt: Tensor, clock: Tensor, cond: Any = None) -> Tensor:
-        """Map xt (B, dim), clock () or (B,), and `cond.label` () or (B,) if any, to (B, dim)."""
+        """Map xt (B, dim), clock and `cond.label`, if any, () or (B,), to (B, outputs)."""
         if xt.ndim != 2 or xt.shape[1] != self.dim:
             raise ValueError(f"xt has shape {tuple(xt.shape)}: this net takes (B, {self.dim})")
         clock = clock.to(xt.dtype).expand(len(xt))
@@ -81,7 +82,7 @@ class PointMLP(nn.Module):
         h = F.silu(h + self._label_vector(cond))  # (B, width)
         for layer in self.hidden[1:]:
             h = F.silu(layer(h))
-        return self.out(h)  # (B, dim)
+        return self.out(h)  # (B, outputs)
 
     def _label_vector(self, cond: Any) -> Tensor | float:
         label = None if cond is None else cond.label

@@ -56,7 +56,7 @@ from tutorial_lib.schedule import Schedule, Time
 from tutorial_lib.train import train
 
 ALONG_CHEAPEST = ("beta", "error", "second network", "DDIM", "DDIM, error")
-QUIET = (2 / 255) * math.sqrt(math.pi / 2)  # E|noise| of one grey level (Bao et al. 2022a, F.2)
+QUIET = (2 / 255) * math.sqrt(math.pi / 2)  # E|noise| of one grey level (Bao et al. 2022, F.2)
 
 
 @dataclass(frozen=True, kw_only=True)

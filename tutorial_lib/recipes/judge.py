@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from tutorial_lib.cifar10 import to_floats
+from tutorial_lib.guidance import NetworkClassifier
 from tutorial_lib.metrics import frechet_distance_of_samples, precision_recall
 from tutorial_lib.networks.classifier import ImageClassifier
-from tutorial_lib.recipes.classifier import NETWORK
+from tutorial_lib.recipes.classifier import N_STEPS, NETWORK
 from tutorial_lib.recipes.record import RESULTS, Metrics
+from tutorial_lib.schedule import DiscreteVP
 
 WEIGHTS = RESULTS / "cifar10_classifier" / "weights.safetensors"
+NOISY_WEIGHTS = RESULTS / "cifar10_noisy_classifier" / "weights.safetensors"
 Features = Callable[[Tensor], Tensor]  # 8-bit pixels (B, 3, H, W) to (B, width)
 
 
@@ -55,11 +58,20 @@ def load_classifier(path: Path = WEIGHTS, device: str = "cpu") -> ImageClassifie
     """Return the recorded classifier; raise FileNotFoundError if its weights are not there."""
     if not path.exists():
         raise FileNotFoundError(
-            f"no classifier at {path}: run the recipe cifar10_classifier first"
+            f"no classifier at {path}: run the recipe {path.parent.name} first"
         )
     net = ImageClassifier(NETWORK, 10, generator=torch.Generator())
     net.load_state_dict(safetensors.torch.load_file(path))
     return net.to(device).eval()
+
+
+def load_noisy_classifier(path: Path = NOISY_WEIGHTS, device: str = "cpu") -> NetworkClassifier:
+    """Return the recorded classifier of x_t, on the course network's chain, to guide by.
+
+    Raises FileNotFoundError if its weights are not there.
+    """
+    net = load_classifier(path, device).requires_grad_(False)
+    return NetworkClassifier(net, DiscreteVP.cosine(N_STEPS))
 
 
 def load_inception(path: str, device: str = "cpu") -> Features:

@@ -1,0 +1,126 @@
+"""The recipes that walk a network by solvers and under guidance, on exact and tiny ones. 15 s."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from test_diffusion_recipe import Colours, Truth, invented
+
+from tutorial_lib import recipes
+from tutorial_lib.guidance import NetworkClassifier
+from tutorial_lib.recipes import diffusion, judge, walks
+from tutorial_lib.recipes.walks import classifier_ways, draw, free_ways, solver_ways
+from tutorial_lib.schedule import DiscreteVP
+
+SOLVERS = recipes.RECIPES["cifar10_solvers"].tiny
+GUIDED = recipes.RECIPES["cifar10_classifier_guidance"].tiny
+FREE = recipes.RECIPES["cifar10_classifier_free"].tiny
+
+
+class Counted:
+    """A denoiser that counts the rows it was asked for, with labels and without."""
+
+    def __init__(self, model):
+        self.model, self.schedule, self.asked = model, model.schedule, []
+
+    def __call__(self, xt, t, cond=None):
+        label = None if cond is None else cond.label
+        bare = len(xt) if label is None else int((label < 0).sum())
+        self.asked.append((len(xt) - bare, bare))
+        return self.model(xt, t, cond)
+
+
+def long(config, **others):
+    return replace(config, model=replace(config.model, n_steps=1000), **others)
+
+
+def spread(pixels):
+    return float((pixels.double() / 127.5 - 1).std())
+
+
+def test_every_solver_asks_as_often_as_it_says():
+    config = long(SOLVERS, numbers=(5, 6, 12))
+    model = Counted(Truth(config.model))
+    ways = list(solver_ways(config, model))
+    for way in ways:
+        model.asked.clear()
+        draw(way, replace(config, samples=4))
+        assert len(model.asked) == way.row["evaluations"], way.row
+        assert {bare for _, bare in model.asked} == {4}, "without labels"
+    named = {(way.row["solver"], way.row["grid"], way.row["evaluations"]) for way in ways}
+    assert len(named) == len(ways)
+    assert ("DPM-Solver-3", "log-SNR", 6) in named and ("DPM-Solver-3", "log-SNR", 5) not in named
+
+
+def test_in_many_evaluations_every_solver_draws_the_data_of_a_known_model():
+    config = long(SOLVERS, numbers=(120,), samples=20)
+    for way in solver_ways(config, Truth(config.model)):
+        pixels, _, seconds = draw(way, config)
+        assert spread(pixels) == pytest.approx(0.3, rel=0.04), way.row
+        assert seconds > 0 and pixels.shape == (20, 3, 32, 32)
+
+
+def test_guidance_asks_whom_it_should():
+    config = long(FREE, numbers=(0.0, 2.0), steps=10, samples=4)
+    model = Counted(Truth(config.model))
+    for way in free_ways(config, model):
+        model.asked.clear()
+        draw(way, config)
+        asked = set(model.asked)
+        if way.row["guidance"] == "unconditional":
+            assert asked == {(0, 4)}
+        elif way.row["scale"] == 0:
+            assert asked == {(4, 0)}
+        elif way.row["guidance"] == "always":
+            assert asked == {(4, 4)}
+        else:
+            assert asked == {(4, 4), (4, 0)}
+
+
+class Bright(torch.nn.Module):
+    """Say that bright pictures are of class 1 and dark ones of class 0, the rest of neither."""
+
+    def forward(self, xt, clock, cond=None):
+        bright = 200 * xt.mean((1, 2, 3))
+        rest = torch.full((len(xt), 8), -20.0)
+        return torch.cat([torch.stack([-bright, bright], 1), rest], 1)
+
+
+def test_a_classifier_pulls_pictures_to_their_labels(monkeypatch):
+    config = long(GUIDED, numbers=(0.0, 4.0), steps=20, samples=60)
+    classifier = NetworkClassifier(Bright(), DiscreteVP.cosine(1000))
+    monkeypatch.setattr(judge, "load_noisy_classifier", lambda device: classifier)
+    model = Counted(Truth(config.model))
+    for way in classifier_ways(config, model):
+        model.asked.clear()
+        pixels, labels, _ = draw(way, config)
+        known = way.row["model"] == "conditional"
+        assert set(model.asked) == {(60, 0) if known else (0, 60)}
+        light = pixels.double().mean((1, 2, 3))
+        apart = float(light[labels == 1].mean() - light[labels == 0].mean())
+        assert (apart > 1) == (way.row["scale"] > 0), way.row
+
+
+@pytest.mark.parametrize("name", ["solvers", "classifier_guidance", "classifier_free"])
+def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
+    for module in (diffusion, walks):
+        monkeypatch.setattr(module, "cifar10", invented)
+    monkeypatch.setattr(judge, "WEIGHTS", tmp_path / "absent")
+    classifier = NetworkClassifier(Bright(), DiscreteVP.cosine(1000))
+    monkeypatch.setattr(judge, "load_noisy_classifier", lambda device: classifier)
+    recipes.run("cifar10_course", tiny=True, out=str(tmp_path / "course"))
+    given = {"tiny": True, "out": str(tmp_path)}
+    given["weights"] = str(tmp_path / "course" / "weights.safetensors")
+    bare = recipes.run(f"cifar10_{name}", **given)
+    headline = recipes.RECIPES[f"cifar10_{name}"].headline
+    assert headline(bare) == f"{len(bare['table'])} ways"
+    judge.WEIGHTS.touch()
+    monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
+    metrics = recipes.run(f"cifar10_{name}", **given)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert all(row["fd_classifier"] > 0 for row in metrics["table"])
+    assert all(("accuracy" in row) == (name != "solvers") for row in metrics["table"])
+    assert "by" in headline(metrics) and "FD-classifier" in headline(metrics)
+    assert Image.open(tmp_path / "samples.png").size == (32 * 4, 32 * len(metrics["table"]))

@@ -1,0 +1,199 @@
+"""Draw samples of a recorded network in many ways, and judge each: notebooks 07, 08 and 09."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from tutorial_lib.cifar10 import cifar10, to_floats, to_pixels
+from tutorial_lib.denoiser import Condition, Denoiser
+from tutorial_lib.dpm_solver import (
+    dpm_solver_2,
+    dpm_solver_3,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_2s,
+    fast_orders,
+    sde_dpm_solver_pp_2m,
+    singlestep,
+)
+from tutorial_lib.guidance import (
+    ClassifierFree,
+    ClassifierGuided,
+    StaticThreshold,
+    Unlabelled,
+    guided_ancestral,
+    label_log_prob,
+)
+from tutorial_lib.recipes import judge
+from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
+from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
+from tutorial_lib.recipes.record import Metrics, RunConfig, origin_of, sheet, write_metrics
+from tutorial_lib.samplers import ddim, final, learned_range
+from tutorial_lib.schedule import log_snr_times, quadratic_times, uniform_times
+from tutorial_lib.solvers import Sampler, heun
+
+# Each with the evaluations that a step takes
+SOLVERS: dict[str, tuple[Sampler, int]] = {
+    "DDIM": (ddim, 1),
+    "Heun": (heun, 2),
+    "DPM-Solver-2": (dpm_solver_2, 2),
+    "DPM-Solver-3": (dpm_solver_3, 3),
+    "DPM-Solver++ 2S": (dpm_solver_pp_2s, 2),
+    "DPM-Solver++ 2M": (dpm_solver_pp_2m, 1),
+    "SDE-DPM-Solver++ 2M": (sde_dpm_solver_pp_2m, 1),
+}
+TO_DATA = {"uniform": uniform_times, "quadratic": quadratic_times}
+
+
+@dataclass(frozen=True)
+class Way:
+    """Name a way to draw samples, and say how: who is asked, by what walk, with labels or not.
+
+    `rows` are drawn at a time: a network is compiled for each number of rows that it is asked.
+    """
+
+    row: Metrics
+    model: Denoiser
+    walk: Sampler
+    times: Tensor
+    labelled: bool = False
+    rows: int = BATCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalksRun(RunConfig):
+    """Fix whose weights are walked, in which `ways`, and how many samples of each are judged.
+
+    `ways` makes a list of them of the run and its denoiser; `numbers` are what it varies: network
+    evaluations, or scales of guidance. `weights` is the file of the network that `model`
+    describes.
+    """
+
+    model: DiffusionRun
+    ways: Callable[[WalksRun, Denoiser], Iterable[Way]]
+    numbers: tuple[float, ...]
+    weights: str = "results/cifar10_course/weights.safetensors"
+    steps: int = 50
+    samples: int = 2000
+    pictured: int = 10
+
+
+def run_walks(name: str, config: WalksRun, out: Path) -> Metrics:
+    """Draw and judge samples of each way, from the same noise, and leave a row of each.
+
+    Raises FileNotFoundError without the weights.
+    """
+    images = cifar10("train", source=config.source, limit=config.images)
+    network, started = replace(config.model, device=config.device), time.perf_counter()
+    model = recorded_denoiser(network, Path(config.weights))
+    by = judge_of(config.device, images.pixels.to(config.device))
+    rows, shown = [], []
+    for way in config.ways(config, model):
+        pixels, labels, seconds = draw(way, config)
+        scores = by.scores(pixels, labels if way.labelled else None) if by is not None else {}
+        kept = {k: v for k, v in scores.items() if k not in ("samples", "reference_images")}
+        rows.append({**way.row, **kept, "seconds_per_image": float(f"{seconds:.3g}")})
+        shown.append(pixels[: config.pictured])
+    sheet(to_floats(torch.cat(shown)), config.pictured).save(out / "samples.png")
+    found = {"data": images.form, "samples": config.samples, "table": rows}
+    seconds = round(time.perf_counter() - started, 1)
+    found |= {"seconds": seconds, "trained": origin_of(Path(config.weights))}
+    return write_metrics(out, name, config, found)
+
+
+def headline(found: Metrics) -> str:
+    """Say in a few words which way came closest."""
+    judged = [row for row in found["table"] if "fd_classifier" in row]
+    if not judged:
+        return f"{len(found['table'])} ways"
+    best = min(judged, key=lambda row: row["fd_classifier"])
+    named = [
+        str(v) for k, v in best.items() if k in ("solver", "evaluations", "guidance", "scale")
+    ]
+    return f"FD-classifier {best['fd_classifier']:.2f} by {', '.join(named)}"
+
+
+def draw(way: Way, config: WalksRun) -> tuple[Tensor, Tensor, float]:
+    """Return sampled pixels (N, 3, H, W), the labels in turn (N,), and the seconds of an image.
+
+    The seconds are those of the median batch over its rows, which leaves compilation out.
+    """
+    generator, fresh = (Generator(config.device).manual_seed(config.seed + k) for k in (1, 2))
+    net, made, took = config.model.network, [], []
+    shape = (config.samples, net.in_channels, net.side, net.side)
+    start = torch.randn(shape, generator=generator, device=config.device)
+    labels = torch.arange(config.samples, device=config.device) % max(1, net.n_classes)
+    for x, label in zip(start.split(way.rows), labels.split(way.rows), strict=True):
+        cond = Condition(label=label) if way.labelled else unlabelled(x, config.model)
+        began = time.perf_counter()
+        pixels = to_pixels(final(way.walk(way.model, x, way.times, cond, generator=fresh)))
+        made.append(pixels.cpu())  # waits for the device
+        took.append((time.perf_counter() - began) / len(x))
+    return torch.cat(made).to(config.device), labels, statistics.median(took)
+
+
+def solver_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
+    """Return every solver in as many evaluations as `numbers` say, without labels.
+
+    Even in log-SNR down to t = 1 / T, the least noise that the network was trained on; DDIM and
+    2M also on grids that end at t = 0. A solver is left out where its steps do not fit.
+    """
+    schedule, model = model.schedule, StaticThreshold(model)
+    end = 1 / config.model.n_steps
+    for count in map(int, config.numbers):
+        for name, (solver, looks) in SOLVERS.items():
+            row = {"solver": name, "grid": "log-SNR", "evaluations": count}
+            if count % looks == 0:
+                yield Way(row, model, solver, log_snr_times(schedule, count // looks, end))
+        orders = fast_orders(count)
+        row = {"solver": "DPM-Solver-fast", "grid": "log-SNR", "evaluations": count}
+        fast = partial(singlestep, orders=orders)
+        yield Way(row, model, fast, log_snr_times(schedule, len(orders), end))
+        for grid, times in TO_DATA.items():
+            for name in ("DDIM", "DPM-Solver++ 2M"):
+                row = {"solver": name, "grid": grid, "evaluations": count}
+                yield Way(row, model, SOLVERS[name][0], times(count))
+
+
+def classifier_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
+    """Return classifier guidance of the unconditional and of the conditional network, by scale.
+
+    DDIM of the guided eps, and DDPM's shifted mean (Dhariwal & Nichol 2021, algorithms 2 and 1),
+    in the same `steps`.
+    """
+    classifier = judge.load_noisy_classifier(device=config.device)
+    times, similarity = uniform_times(config.steps), label_log_prob(classifier)
+    models = {"unconditional": Unlabelled(model), "conditional": model}
+    for name, one in models.items():
+        for scale in config.numbers:
+            row = {"model": name, "guidance": "eps", "scale": scale}
+            guided = StaticThreshold(ClassifierGuided(one, classifier, scale))
+            yield Way(row, guided, ddim, times, labelled=True)
+    for scale in config.numbers:
+        row = {"model": "unconditional", "guidance": "mean", "scale": scale}
+        how = {"similarity": similarity, "scale": scale, "variance": learned_range}
+        walk = partial(guided_ancestral, **how)
+        yield Way(row, StaticThreshold(models["unconditional"]), walk, times, labelled=True)
+
+
+def free_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
+    """Return classifier-free guidance by scale, at all times and in intervals, and without."""
+    times = uniform_times(config.steps)
+    row = {"guidance": "unconditional", "scale": -1.0}
+    yield Way(row, StaticThreshold(Unlabelled(model)), ddim, times, labelled=True)
+    intervals = {"always": (0.0, 1.0), "t from .2 to .8": (0.2, 0.8), "t below .5": (0.0, 0.5)}
+    for name, interval in intervals.items():
+        for w in config.numbers:
+            if w == 0 and name != "always":
+                continue
+            guided = StaticThreshold(ClassifierFree(model, w, interval))
+            rows = BATCH // 2 if w else BATCH  # the network is asked twice as many
+            row = {"guidance": name, "scale": w}
+            yield Way(row, guided, ddim, times, labelled=True, rows=rows)
