@@ -101,6 +101,11 @@ def test_a_heads_doubt_gives_single_steps_their_own_width_and_long_ones_the_doub
         best = narrow + min(phi, 1 / float(CHAIN.sigma(t) ** 2)) * (wide - narrow)
         found = doubt_of_head(1000)(said, CHAIN, low, t)
         assert torch.allclose(found, best.float().expand_as(found), rtol=1e-4)
+    # the step to clean data, where beta_tilde is 0 and another stands in for it
+    s, t = torch.tensor([0.0, 0.001], dtype=torch.float64)
+    said = replace(said, xt=xt, level=CHAIN.at(t, like=xt))
+    last = doubt_of_head(1000)(said, CHAIN, s, t)
+    assert torch.allclose(last, learned_range(said, CHAIN, s, t), rtol=1e-4)
 
 
 def test_the_cheapest_grid_of_a_gaussian_is_no_worse_than_the_even_one():

@@ -298,10 +298,10 @@ WRONG = {
         (second_residual_itself, "targets are squares"),
     ],
     "06.6": [
-        (cheapest_greedy, "compare the costs of whole ways"),
+        (cheapest_greedy, "compare the costs of whole paths"),
         (cheapest_at_most, "exactly k strides"),
         (cheapest_one_table_of_origins, "for each number of strides"),
-        (cheapest_backwards, "turn the way round"),
+        (cheapest_backwards, "turn the path round"),
         (cheapest_k_points, "k strides have k + 1 times"),
     ],
 }

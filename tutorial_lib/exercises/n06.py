@@ -510,13 +510,13 @@ def _cheapest_probes() -> Probes:
 
 CHEAPEST = Exercise(
     "06.6",
-    "the cheapest way in k strides is one in k - 1, and a stride: no list of grids is needed.",
+    "the cheapest path in k strides is one in k - 1, and a stride: no list of grids is needed.",
     _cheapest,
     _cheapest_probes,
     (
         Mistake(
             "greedy",
-            "the cheapest next stride may lead to dear ones: compare the costs of whole ways.",
+            "the cheapest next stride may lead to dear ones: compare the costs of whole paths.",
             _greedy,
         ),
         Mistake(
@@ -540,18 +540,18 @@ CHEAPEST = Exercise(
             lambda costs, k: _cheapest(costs, k - 1),
         ),
         Mistake(
-            "way reversed",
-            "tracing back finds the last time first: turn the way round, to begin at 0.",
+            "path reversed",
+            "tracing back finds the last time first: turn the path round, to begin at 0.",
             lambda costs, k: _cheapest(costs, k).flip(0),
         ),
         Mistake(
-            "equal strides",
-            "equal strides are only one of the ways: let the costs choose.",
-            lambda costs, k: torch.linspace(0, len(costs) - 1, k + 1).round().long(),
+            "stops reversed",
+            "the stops come out last first: turn them round before you put 0 in front.",
+            lambda costs, k: _cheapest(costs, k).flip(0).roll(1),
         ),
         Mistake(
             "ends left out",
-            "the ends belong to the way: put 0 in front of the stops and n - 1 after them.",
+            "the ends belong to the path: put 0 in front of the stops and n - 1 after them.",
             lambda costs, k: _cheapest(costs, k)[1:-1],
         ),
     ),

@@ -198,18 +198,17 @@ def drawn_widths(curves: dict[str, Estimate]) -> dict[str, Variance | None]:
 def doubt_of_head(n_steps: int) -> Variance:
     """Return the width, for any stride, of the doubt that v implies in a single step.
 
-    With R = beta / beta_tilde of the single step, R^v = 1 + phi (R - 1) (notebook 05).
+    A single step's width is beta_tilde + phi (beta - beta_tilde), and so is any other's, by the
+    same phi (notebook 05).
     """
 
     def variance(prediction: Prediction, schedule: Schedule, s: Time, t: Time) -> Tensor:
-        # step 1 has no beta_tilde: step 2's ratio stands in, as for the head itself
-        high = torch.as_tensor(t, dtype=torch.float64).clamp(min=2 / n_steps)
-        low = high - 1 / n_steps
-        wide, narrow = schedule.transition(low, high)[1], schedule.posterior_weights(low, high)[2]
-        log_r = (wide / narrow).log().item()
-        phi = torch.expm1(prediction.variance_fraction * log_r) / math.expm1(log_r)
-        u = phi.clamp(min=1e-3) * schedule.alpha(t).item() ** 2
-        said = replace(prediction, noise_variance=u)
+        t = torch.as_tensor(t, dtype=torch.float64)
+        before = ((t * n_steps).round() - 1) / n_steps  # 0 itself at step 1
+        width = learned_range(prediction, schedule, before, t)
+        narrow, wide = (v(prediction, schedule, before, t) for v in (beta_tilde, beta))
+        phi = ((width - narrow) / (wide - narrow)).clamp(min=1e-3)
+        said = replace(prediction, noise_variance=phi * schedule.alpha(t).item() ** 2)
         return Diagonal(spread=1.0)(said, schedule, s, t)
 
     return variance
