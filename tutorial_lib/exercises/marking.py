@@ -201,8 +201,10 @@ def _disguise(column: list[tuple[Leaf, Leaf]], tolerance: float) -> str:
 def _explains(
     column: list[tuple[Leaf, Leaf]], change: Callable[[Tensor], Tensor], tolerance: float
 ) -> bool:
-    changed = ((g, dataclasses.replace(w, value=change(w.value))) for g, w in column)
-    return all(_leaf_error(g, w) <= 10 * tolerance for g, w in changed)
+    changed = [(g, w, dataclasses.replace(w, value=change(w.value))) for g, w in column]
+    if all(_leaf_error(c, w) == 0 for _, w, c in changed):
+        return False  # nothing was done to it
+    return all(_leaf_error(g, c) <= 10 * tolerance for g, _, c in changed)
 
 
 def _leaf_error(got: Leaf, want: Leaf) -> float:
