@@ -140,6 +140,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     alone = {"out": str(tmp_path), "weights": weights, "channels": 0, "drawn": ()}
     bare = recipes.run("cifar10_analytic", tiny=True, **alone)
     assert len(bare["bits"]) == 2 * 2 * 6 and bare["judged"] == []
+    assert "samples" not in bare and bare["images_seen"] == 0 < metrics["images_seen"]
     assert "with beta" in recipes.RECIPES["cifar10_analytic"].headline(metrics)
 
 

@@ -47,7 +47,7 @@ def runs(results: Path) -> str:
         if record.exists():
             found = json.loads(record.read_text(encoding="utf-8"))
             minutes = f"{found['device']}, {found['seconds'] / 60:.1f} min"
-            seen = f"{found['images_seen'] / 1e6:.1f} M" if "images_seen" in found else ""
+            seen = f"{found['images_seen'] / 1e6:.1f} M" if found.get("images_seen") else ""
             rows.append([f"`{name}`", recipe.about, recipe.headline(found), seen, minutes])
     return table(["recipe", "what", "found", "images seen", "on"], rows)
 

@@ -78,6 +78,11 @@ class AnalyticRun(TrainingRun):
     samples: int = 2000
     pictured: int = 10
 
+    @property
+    def images_seen(self) -> int:
+        """Return how many examples the second network is trained on, if there is one."""
+        return super().images_seen if self.channels else 0
+
 
 def run_analytic(name: str, config: AnalyticRun, out: Path) -> Metrics:
     """Estimate the curve, train the second network, and measure every width on two grids.
@@ -107,7 +112,9 @@ def run_analytic(name: str, config: AnalyticRun, out: Path) -> Metrics:
     ]
     widths += [Width(name, first, how) for name, how in drawn_widths(curves).items()]
     judged = _judge(config, images, grids, widths, out)
-    found = {"data": images.form, "bits": bits, "samples": config.samples, "judged": judged}
+    found = {"data": images.form, "bits": bits, "judged": judged}
+    if judged:
+        found["samples"] = config.samples
     found["curves"] = {
         name: {"mean": _digits(c.mean), "standard_error": _digits(c.standard_error)}
         for name, c in curves.items()
