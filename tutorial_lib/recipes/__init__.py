@@ -19,6 +19,7 @@ from tutorial_lib import ranks
 from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.cifar10 import DataError
 from tutorial_lib.recipes import record
+from tutorial_lib.recipes.catalogue import COURSE as COURSE
 from tutorial_lib.recipes.catalogue import RECIPES
 from tutorial_lib.recipes.record import Metrics, Recipe
 from tutorial_lib.train import TrainingDiverged
