@@ -47,6 +47,7 @@ SOLVERS: dict[str, tuple[Sampler, int]] = {
     "DPM-Solver-3": (dpm_solver_3, 3),
     "DPM-Solver++ 2S": (dpm_solver_pp_2s, 2),
     "DPM-Solver++ 2M": (dpm_solver_pp_2m, 1),
+    "DPM-Solver++ 2M, last of order 1": (partial(dpm_solver_pp_2m, lower_order_final=True), 1),
     "SDE-DPM-Solver++ 2M": (sde_dpm_solver_pp_2m, 1),
 }
 TO_DATA = {"uniform": uniform_times, "quadratic": quadratic_times}
