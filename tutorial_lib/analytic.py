@@ -56,14 +56,10 @@ def noise_shares(
             x.double().square().flatten(1).mean(1) for x in (prediction.eps, eps - prediction.eps)
         )
         each.append(torch.stack(list(sizes)))
-    means, errors = _mean_and_error(torch.stack(each))  # (n, 2, B) to (n, 2)
+    draws = torch.stack(each)  # (n, 2, B)
+    means, errors = draws.mean(2).cpu(), (draws.std(2) / len(x0) ** 0.5).cpu()
     explained, unexplained = (Estimate(times.cpu(), means[:, k], errors[:, k]) for k in (0, 1))
     return explained, unexplained
-
-
-def _mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means over the last axis and their standard errors, on the host."""
-    return draws.mean(-1).cpu(), (draws.std(-1) / draws.shape[-1] ** 0.5).cpu()
 
 
 def variance_bounds(
@@ -241,8 +237,8 @@ def stride_costs(schedule: Schedule, times: Tensor, unexplained: Tensor) -> Tens
 def cheapest_times(times: Tensor, costs: Tensor, n_steps: int) -> Tensor:
     """Return the n_steps + 1 of `times`, both ends among them, whose strides cost least in sum.
 
-    Dynamic programming (Watson et al. 2021; Bao et al. 2022, section 4): the
-    cheapest way to a time in k strides is one of those in k - 1, and a stride. A ValueError for
+    Dynamic programming (Watson et al. 2021; Analytic-DPM, Bao et al. 2022, section 4): the
+    cheapest path to a time in k strides is one of those in k - 1, and a stride. A ValueError for
     more steps than there are, or none.
     """
     if not 1 <= n_steps < len(times):
@@ -251,7 +247,7 @@ def cheapest_times(times: Tensor, costs: Tensor, n_steps: int) -> Tensor:
     for _ in range(n_steps - 1):
         reached, before = (reached[:, None] + costs).min(0)
         came_from.append(before)
-    way = [len(times) - 1]
+    path = [len(times) - 1]
     for before in reversed(came_from):
-        way.append(int(before[way[-1]]))
-    return times[torch.tensor([0, *reversed(way)])]
+        path.append(int(before[path[-1]]))
+    return times[torch.tensor([0, *reversed(path)])]

@@ -145,7 +145,7 @@ def ddim(
     DDIM (Song et al. 2021), eq. 12 and 16: of x_s's noise, eta^2 beta_tilde is fresh and the rest
     points along eps. eta = 0 draws nothing and needs no generator; eta = 1 is `ancestral` with
     beta_tilde. With `variance` the fresh noise has that one, and the mean stays as eta says
-    (Bao et al. 2022a, eq. 5). A step that ends at s = 0 adds no noise.
+    (Analytic-DPM, Bao et al. 2022, section 3). A step that ends at s = 0 adds no noise.
     """
     draws = eta > 0 or variance is not None
     if draws and generator is None:
