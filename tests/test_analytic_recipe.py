@@ -11,6 +11,7 @@ from test_diffusion_recipe import Colours, Truth, invented
 
 from tutorial_lib import recipes
 from tutorial_lib.analytic import Estimate, WithNoiseVariance
+from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.cifar10 import Images, to_pixels
 from tutorial_lib.denoiser import Prediction
 from tutorial_lib.recipes import analytic_widths, diffusion, judge
@@ -127,7 +128,8 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
         recipes.run("cifar10_analytic", tiny=True, out=str(tmp_path), weights=weights + "x")
     judge.WEIGHTS.touch()
     monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
-    metrics = recipes.run("cifar10_analytic", tiny=True, out=str(tmp_path), weights=weights)
+    whole = {"tiny": True, "out": str(tmp_path), "weights": weights, "checkpoint": True}
+    metrics = recipes.run("cifar10_analytic", **whole)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert len(metrics["bits"]) == 2 * 2 * 7 and len(metrics["judged"]) == 11 + 5
     assert all(math.isfinite(row["bits_per_dim"]) for row in metrics["bits"])
@@ -135,8 +137,11 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     assert {len(c["mean"]) for c in metrics["curves"].values()} == {10}
     assert metrics["grids"]["4"][0] == 10 and metrics["grids"]["4"][-1] == 1
     assert Image.open(tmp_path / "widths.png").size == (32 * 4, 32 * 11)
-    again = recipes.run("cifar10_analytic", tiny=True, out=str(tmp_path), weights=weights)
-    assert again["bits"] == metrics["bits"]  # with the second network as it was
+    log = (tmp_path / "log.jsonl").read_text()
+    again = recipes.run("cifar10_analytic", **whole)  # goes on where its training was over
+    assert again["bits"] == metrics["bits"] and (tmp_path / "log.jsonl").read_text() == log
+    with pytest.raises(CheckpointError):
+        recipes.run("cifar10_analytic", **whole | {"learning_rate": 2e-3})
     alone = {"out": str(tmp_path), "weights": weights, "channels": 0, "drawn": ()}
     bare = recipes.run("cifar10_analytic", tiny=True, **alone)
     assert len(bare["bits"]) == 2 * 2 * 6 and bare["judged"] == []

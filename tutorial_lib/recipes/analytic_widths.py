@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
@@ -39,9 +38,9 @@ from tutorial_lib.recipes.record import (
     Metrics,
     TrainingRun,
     origin_of,
-    save_weights,
     sheet,
     write_metrics,
+    written_by,
 )
 from tutorial_lib.samplers import (
     Variance,
@@ -94,7 +93,7 @@ def run_analytic(name: str, config: AnalyticRun, out: Path) -> Metrics:
     started = time.perf_counter()
     network = replace(config.model, device=config.device)
     first = StaticThreshold(recorded_denoiser(network, Path(config.weights)))
-    second = _second_network(config, first, images, out) if config.channels else None
+    second = None if not config.channels else _second_network(name, config, first, images, out)
     curves = estimate_curves(first, config, images)
     grids = {
         "even": {n: even(config.model.n_steps, n) for n in config.counts},
@@ -280,11 +279,10 @@ def draw(width: Width, config: AnalyticRun, times: Tensor) -> Tensor:
     return torch.cat(made)
 
 
-def _second_network(config: AnalyticRun, first: Denoiser, images: Images, out: Path) -> Second:
-    """Train a network on the squares of the first one's errors, and return what it says.
-
-    A run that was stopped after that finds its weights in `out`.
-    """
+def _second_network(
+    name: str, config: AnalyticRun, first: Denoiser, images: Images, out: Path
+) -> Second:
+    """Train a network on the squares of the first one's errors, and return what it says."""
     thin = replace(config.model.network, channels=config.channels, out_channels=3)
     shape = replace(config.model, network=thin, device=config.device, seed=config.seed + 1)
 
@@ -308,13 +306,11 @@ def _second_network(config: AnalyticRun, first: Denoiser, images: Images, out: P
         t = n.double() / config.model.n_steps
         return residual_error(asked(module), x0, t, cond, generator=generator) / x0[0].numel()
 
-    kept = out / "second.safetensors"
-    if not kept.exists():
-        how = config.schedule(ema_decay=0.999)
-        result = train(fresh(), images.pixels, cost, how, watch=config.journal(out))
-        save_weights(result.ema, kept)
+    how = config.schedule(ema_decay=0.999)
+    kept = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
+    result = train(fresh(), images.pixels, cost, how, **kept, watch=config.journal(out))
     net = fresh().eval().requires_grad_(False)
-    net.load_state_dict(safetensors.torch.load_file(kept))
+    net.load_state_dict(result.ema.state_dict())
     return asked(net).second
 
 
