@@ -20,11 +20,12 @@ from tutorial_lib.recipes.analytic_widths import (
     cheapest,
     choose_widths,
     doubt_of_head,
-    draw,
     drawn_widths,
     estimate_curves,
     even,
+    walk_of,
 )
+from tutorial_lib.recipes.walks import draw
 from tutorial_lib.samplers import beta, learned_range
 from tutorial_lib.schedule import DiscreteVP
 
@@ -59,7 +60,7 @@ def test_ten_steps_of_the_best_width_keep_a_gaussians_variance_and_beta_does_not
 
     def spread(name):
         width = Width(name, Truth(LONG.model), widths[name])
-        pixels = draw(width, LONG, even(1000, 10))
+        pixels = draw(walk_of(width, even(1000, 10)), LONG)[0]
         return float((pixels.double() / 127.5 - 1).std())
 
     # the last step is the mean alone: it takes off sigma_1^2 / alpha_1^2, next to nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from tutorial_lib.analytic import (
     residual_network,
     stride_costs,
 )
-from tutorial_lib.cifar10 import Images, cifar10, to_floats, to_pixels
+from tutorial_lib.cifar10 import Images, cifar10, to_floats
 from tutorial_lib.denoiser import Condition, Denoiser, NetworkDenoiser, Prediction
 from tutorial_lib.guidance import StaticThreshold
 from tutorial_lib.likelihood import chain_bound, pixel_decoder
@@ -42,13 +43,13 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
+from tutorial_lib.recipes.walks import Way, draw
 from tutorial_lib.samplers import (
     Variance,
     ancestral,
     beta,
     beta_tilde,
     ddim,
-    final,
     learned_range,
 )
 from tutorial_lib.schedule import Schedule, Time
@@ -254,7 +255,7 @@ def _judge(
             for width in widths:
                 if grid != "even" and width.name not in ALONG_CHEAPEST:
                     continue
-                pixels = draw(width, config, by_count[n])
+                pixels = draw(walk_of(width, by_count[n]), config)[0]
                 scores = by.scores(pixels, None) if by is not None else {}
                 kept = {k: scores[k] for k in ("fd_classifier", "precision", "recall") if scores}
                 rows.append({"grid": grid, "steps": n, "width": width.name, **kept})
@@ -265,18 +266,11 @@ def _judge(
     return rows
 
 
-def draw(width: Width, config: AnalyticRun, times: Tensor) -> Tensor:
-    """Return sampled pixels (N, 3, H, W) of a walk along `times` and on to 0, from like noise."""
-    generator, fresh = (Generator(config.device).manual_seed(config.seed + k) for k in (1, 2))
-    walk = ddim if width.name.startswith("DDIM") else ancestral
-    times, how = torch.cat([times, times.new_zeros(1)]), {"variance": width.variance}
-    net, made = config.model.network, []
-    for part in torch.arange(config.samples).split(BATCH):
-        shape = (len(part), net.in_channels, net.side, net.side)
-        x = torch.randn(shape, generator=generator, device=config.device)
-        cond = unlabelled(x, config.model)
-        made.append(to_pixels(final(walk(width.model, x, times, cond, generator=fresh, **how))))
-    return torch.cat(made)
+def walk_of(width: Width, times: Tensor) -> Way:
+    """Return the walk along `times` and on to 0 whose fresh noise has a width."""
+    step = ddim if width.name.startswith("DDIM") else ancestral
+    to_data = torch.cat([times, times.new_zeros(1)])
+    return Way({}, width.model, partial(step, variance=width.variance), to_data)
 
 
 def _second_network(

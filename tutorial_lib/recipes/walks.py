@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -86,6 +87,15 @@ class WalksRun(RunConfig):
     pictured: int = 10
 
 
+class AnyRun(Protocol):
+    """Say what network is walked, and how many samples are drawn where."""
+
+    model: DiffusionRun
+    samples: int
+    seed: int
+    device: str
+
+
 def run_walks(name: str, config: WalksRun, out: Path) -> Metrics:
     """Draw and judge samples of each way, from the same noise, and leave a row of each.
 
@@ -121,7 +131,7 @@ def headline(found: Metrics) -> str:
     return f"FD-classifier {best['fd_classifier']:.2f} by {', '.join(named)}"
 
 
-def draw(way: Way, config: WalksRun) -> tuple[Tensor, Tensor, float]:
+def draw(way: Way, config: AnyRun) -> tuple[Tensor, Tensor, float]:
     """Return sampled pixels (N, 3, H, W), the labels in turn (N,), and the seconds of an image.
 
     The seconds are those of the median batch over its rows, which leaves compilation out.
