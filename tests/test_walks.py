@@ -11,7 +11,7 @@ from test_diffusion_recipe import Colours, Truth, invented
 from tutorial_lib import recipes
 from tutorial_lib.guidance import NetworkClassifier
 from tutorial_lib.recipes import diffusion, judge, walks
-from tutorial_lib.recipes.walks import classifier_ways, draw, free_ways, solver_ways
+from tutorial_lib.recipes.walks import astray, classifier_ways, draw, free_ways, solver_ways
 from tutorial_lib.schedule import DiscreteVP
 
 SOLVERS = recipes.RECIPES["cifar10_solvers"].tiny
@@ -48,10 +48,25 @@ def test_every_solver_asks_as_often_as_it_says():
         model.asked.clear()
         draw(way, replace(config, samples=4))
         assert len(model.asked) == way.row["evaluations"], way.row
-        assert {bare for _, bare in model.asked} == {4}, "without labels"
-    named = {(way.row["solver"], way.row["grid"], way.row["evaluations"]) for way in ways}
+        assert set(model.asked) == {(4, 4) if way.row["w"] > 0 else (0, 4)}
+    named = {tuple(way.row[k] for k in ("solver", "grid", "w", "evaluations")) for way in ways}
     assert len(named) == len(ways)
-    assert ("DPM-Solver-3", "log-SNR", 6) in named and ("DPM-Solver-3", "log-SNR", 5) not in named
+    for w in (-1.0, 7.0):
+        assert ("DPM-Solver-3", "log-SNR", w, 6) in named
+        assert ("DPM-Solver-3", "log-SNR", w, 5) not in named
+
+
+def test_pictures_are_measured_against_the_fine_walk_before_them():
+    config = long(SOLVERS, numbers=(10,), samples=8, fine=200)
+    drawn, fine = {}, None
+    for way in solver_ways(config, Truth(config.model)):
+        pixels = draw(way, config)[0]
+        fine = pixels if way.fine else fine
+        drawn[way.row["solver"], way.row["grid"], way.row["w"]] = astray(pixels, fine)
+    exact = drawn["DPM-Solver++ 2M", "log-SNR", -1.0]
+    assert 0 < exact < drawn["DDIM", "log-SNR", -1.0]
+    assert astray(fine, fine) == 0
+    assert astray(fine.clamp(max=250) + 3, fine.clamp(max=250)) == 3
 
 
 def test_in_many_evaluations_every_solver_draws_the_data_of_a_known_model():
@@ -121,6 +136,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     metrics = recipes.run(f"cifar10_{name}", **given)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert all(row["fd_classifier"] > 0 for row in metrics["table"])
-    assert all(("accuracy" in row) == (name != "solvers") for row in metrics["table"])
+    assert all(("accuracy" in row) == (row.get("w", 0) >= 0) for row in metrics["table"])
+    assert all(("astray" in row) == (name == "solvers") for row in metrics["table"])
     assert "by" in headline(metrics) and "FD-classifier" in headline(metrics)
     assert Image.open(tmp_path / "samples.png").size == (32 * 4, 32 * len(metrics["table"]))

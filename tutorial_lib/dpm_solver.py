@@ -289,8 +289,9 @@ def _multistep(
     generator: torch.Generator | None,
     numbers: Iterable[tuple[float, float, float]],
     lower_order_final: bool,
+    form: Form = "x0",
 ) -> Iterator[Tensor]:
-    """Walk back by x_s = keep x_t + gain x_0 + std noise, x_0 that of half a step ahead."""
+    """Walk back by x_s = keep x_t + gain x_0 + std noise, x_0 (or eps) of half a step ahead."""
     h = denoiser.schedule.lambda_(times).diff()
     ahead = torch.where(h[1:] < math.inf, 0.5 * h[1:] / h[:-1], 0)  # 1 / (2 r) of the paper
     ahead = [0.0, *ahead.tolist()]  # the first step has nothing behind it
@@ -298,12 +299,12 @@ def _multistep(
         ahead[-1] = 0.0
     before = None
     for t, share, (keep, gain, std) in zip(times[:-1], ahead, numbers, strict=True):
-        x0 = denoiser(x, t, cond).x0
-        x = keep * x + gain * (x0 + share * (x0 - before) if share else x0)
+        now = getattr(denoiser(x, t, cond), form)
+        x = keep * x + gain * (now + share * (now - before) if share else now)
         if std > 0:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + std * noise
-        before = x0
+        before = now
         yield x
 
 
@@ -315,15 +316,17 @@ def dpm_solver_pp_2m(
     *,
     generator: torch.Generator | None = None,
     lower_order_final: bool = False,
+    form: Form = "x0",
 ) -> Iterator[Tensor]:
     """Walk back along `times` by DPM-Solver++(2M), of order 2 with one look a step.
 
     Lu et al. 2022, DPM-Solver++, algorithm 2: x_0's slope is that of the step before. The first
     step is of order 1, and with `lower_order_final` the last, as in the released code for few.
+    With `form` "eps" the noise is foreseen instead: the rule of DPM-Solver's released code.
     """
-    legs = _legs(denoiser.schedule, as_time(times), 1.0, "x0")
+    legs = _legs(denoiser.schedule, as_time(times), 1.0, form)
     numbers = ((leg.keep, leg.gain, 0.0) for leg in legs)
-    yield from _multistep(denoiser, x, times, cond, generator, numbers, lower_order_final)
+    yield from _multistep(denoiser, x, times, cond, generator, numbers, lower_order_final, form)
 
 
 def sde_dpm_solver_pp_2m(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -49,6 +49,7 @@ SOLVERS: dict[str, tuple[Sampler, int]] = {
     "DPM-Solver++ 2S": (dpm_solver_pp_2s, 2),
     "DPM-Solver++ 2M": (dpm_solver_pp_2m, 1),
     "DPM-Solver++ 2M, last of order 1": (partial(dpm_solver_pp_2m, lower_order_final=True), 1),
+    "2M of eps": (partial(dpm_solver_pp_2m, form="eps"), 1),
     "SDE-DPM-Solver++ 2M": (sde_dpm_solver_pp_2m, 1),
 }
 TO_DATA = {"uniform": uniform_times, "quadratic": quadratic_times}
@@ -59,6 +60,7 @@ class Way:
     """Name a way to draw samples, and say how: who is asked, by what walk, with labels or not.
 
     `rows` are drawn at a time: a network is compiled for each number of rows that it is asked.
+    Those after a `fine` one are measured against it: where do steps without number lead?
     """
 
     row: Metrics
@@ -67,6 +69,7 @@ class Way:
     times: Tensor
     labelled: bool = False
     rows: int = BATCH
+    fine: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class WalksRun(RunConfig):
 
     `ways` makes a list of them of the run and its denoiser; `numbers` are what it varies: network
     evaluations, or scales of guidance. `weights` is the file of the network that `model`
-    describes.
+    describes; `steps` and `fine` are those of the walks which are not varied.
     """
 
     model: DiffusionRun
@@ -83,6 +86,7 @@ class WalksRun(RunConfig):
     numbers: tuple[float, ...]
     weights: str = "results/cifar10_course/weights.safetensors"
     steps: int = 50
+    fine: int = 250
     samples: int = 2000
     pictured: int = 10
 
@@ -105,11 +109,14 @@ def run_walks(name: str, config: WalksRun, out: Path) -> Metrics:
     network, started = replace(config.model, device=config.device), time.perf_counter()
     model = recorded_denoiser(network, Path(config.weights))
     by = judge_of(config.device, images.pixels.to(config.device))
-    rows, shown = [], []
+    rows, shown, fine = [], [], None
     for way in config.ways(config, model):
         pixels, labels, seconds = draw(way, config)
+        fine = pixels if way.fine else fine
         scores = by.scores(pixels, labels if way.labelled else None) if by is not None else {}
         kept = {k: v for k, v in scores.items() if k not in ("samples", "reference_images")}
+        if fine is not None:
+            kept["astray"] = round(astray(pixels, fine), 3)
         rows.append({**way.row, **kept, "seconds_per_image": float(f"{seconds:.3g}")})
         shown.append(pixels[: config.pictured])
     sheet(to_floats(torch.cat(shown)), config.pictured).save(out / "samples.png")
@@ -117,6 +124,11 @@ def run_walks(name: str, config: WalksRun, out: Path) -> Metrics:
     seconds = round(time.perf_counter() - started, 1)
     found |= {"seconds": seconds, "trained": origin_of(Path(config.weights))}
     return write_metrics(out, name, config, found)
+
+
+def astray(pixels: Tensor, fine: Tensor) -> float:
+    """Return how far pictures are from those of the same noise, RMS grey levels, the median's."""
+    return (pixels.double() - fine.double()).square().mean((1, 2, 3)).sqrt().median().item()
 
 
 def headline(found: Metrics) -> str:
@@ -151,26 +163,41 @@ def draw(way: Way, config: AnyRun) -> tuple[Tensor, Tensor, float]:
 
 
 def solver_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
-    """Return every solver in as many evaluations as `numbers` say, without labels.
+    """Return every solver in as many evaluations as `numbers` say, without labels and guided.
 
     Even in log-SNR down to t = 1 / T, the least noise that the network was trained on; DDIM and
-    2M also on grids that end at t = 0. A solver is left out where its steps do not fit.
+    2M also on grids that end at t = 0. A solver is left out where its steps do not fit. Guided
+    are those of at most 20 evaluations, of both branches each, by w = 7: the paper's scale of 8.
     """
-    schedule, model = model.schedule, StaticThreshold(model)
-    end = 1 / config.model.n_steps
-    for count in map(int, config.numbers):
-        for name, (solver, looks) in SOLVERS.items():
-            row = {"solver": name, "grid": "log-SNR", "evaluations": count}
-            if count % looks == 0:
-                yield Way(row, model, solver, log_snr_times(schedule, count // looks, end))
+    unlabelled = StaticThreshold(model)
+    yield from _solvers(config, unlabelled, {"w": -1.0}, config.numbers)
+    for grid, times in TO_DATA.items():
+        for count in map(int, config.numbers):
+            for name in ("DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 2M, last of order 1"):
+                row = {"solver": name, "grid": grid, "w": -1.0, "evaluations": count}
+                yield Way(row, unlabelled, SOLVERS[name][0], times(count))
+    guided, few = (
+        StaticThreshold(ClassifierFree(model, 7.0)),
+        [n for n in config.numbers if n <= 20],
+    )
+    yield from _solvers(config, guided, {"w": 7.0}, few, labelled=True, rows=BATCH // 2)
+
+
+def _solvers(
+    config: WalksRun, model: Denoiser, row: Metrics, counts: Iterable[float], **how: Any
+) -> Iterator[Way]:
+    """Return the fine walk, then every solver, even in log-SNR."""
+    schedule, end, row = model.schedule, 1 / config.model.n_steps, {"grid": "log-SNR", **row}
+    fine = {"solver": "DPM-Solver++ 2M", **row, "evaluations": config.fine}
+    times = log_snr_times(schedule, config.fine, end)
+    yield Way(fine, model, dpm_solver_pp_2m, times, fine=True, **how)
+    for count in map(int, counts):
+        solvers = {k: (f, count // each) for k, (f, each) in SOLVERS.items() if count % each == 0}
         orders = fast_orders(count)
-        row = {"solver": "DPM-Solver-fast", "grid": "log-SNR", "evaluations": count}
-        fast = partial(singlestep, orders=orders)
-        yield Way(row, model, fast, log_snr_times(schedule, len(orders), end))
-        for grid, times in TO_DATA.items():
-            for name in ("DDIM", "DPM-Solver++ 2M"):
-                row = {"solver": name, "grid": grid, "evaluations": count}
-                yield Way(row, model, SOLVERS[name][0], times(count))
+        solvers["DPM-Solver-fast"] = partial(singlestep, orders=orders), len(orders)
+        for name, (solver, steps) in solvers.items():
+            named = {"solver": name, **row, "evaluations": count}
+            yield Way(named, model, solver, log_snr_times(schedule, steps, end), **how)
 
 
 def classifier_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
