@@ -11,7 +11,14 @@ from test_diffusion_recipe import Colours, Truth, invented
 from tutorial_lib import recipes
 from tutorial_lib.guidance import NetworkClassifier
 from tutorial_lib.recipes import diffusion, judge, walks
-from tutorial_lib.recipes.walks import astray, classifier_ways, draw, free_ways, solver_ways
+from tutorial_lib.recipes.walks import (
+    astray,
+    classifier_ways,
+    clean_ways,
+    draw,
+    free_ways,
+    solver_ways,
+)
 from tutorial_lib.schedule import DiscreteVP
 
 SOLVERS = recipes.RECIPES["cifar10_solvers"].tiny
@@ -97,7 +104,7 @@ def test_guidance_asks_whom_it_should():
 class Bright(torch.nn.Module):
     """Say that bright pictures are of class 1 and dark ones of class 0, the rest of neither."""
 
-    def forward(self, xt, clock, cond=None):
+    def forward(self, xt, clock=None, cond=None):
         bright = 200 * xt.mean((1, 2, 3))
         rest = torch.full((len(xt), 8), -20.0)
         return torch.cat([torch.stack([-bright, bright], 1), rest], 1)
@@ -118,7 +125,20 @@ def test_a_classifier_pulls_pictures_to_their_labels(monkeypatch):
         assert (apart > 1) == (way.row["scale"] > 0), way.row
 
 
-@pytest.mark.parametrize("name", ["solvers", "classifier_guidance", "classifier_free"])
+def test_a_classifier_of_clean_pictures_is_asked_the_noisy_ones(monkeypatch):
+    config = long(GUIDED, numbers=(0.0, 4.0), steps=20, samples=60)
+    monkeypatch.setattr(judge, "load_classifier", lambda device: Bright())
+    for way in clean_ways(config, Truth(config.model)):
+        pixels, labels, _ = draw(way, config)
+        light = pixels.double().mean((1, 2, 3))
+        apart = float(light[labels == 1].mean() - light[labels == 0].mean())
+        assert (apart > 1) == (way.row["scale"] > 0), way.row
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["solvers", "solvers_uniform", "classifier_guidance", "classifier_free"],
+)
 def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     for module in (diffusion, walks):
         monkeypatch.setattr(module, "cifar10", invented)
@@ -137,6 +157,6 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert all(row["fd_classifier"] > 0 for row in metrics["table"])
     assert all(("accuracy" in row) == (row.get("w", 0) >= 0) for row in metrics["table"])
-    assert all(("astray" in row) == (name == "solvers") for row in metrics["table"])
+    assert all(("astray" in row) == name.startswith("solvers") for row in metrics["table"])
     assert "by" in headline(metrics) and "FD-classifier" in headline(metrics)
     assert Image.open(tmp_path / "samples.png").size == (32 * 4, 32 * len(metrics["table"]))

@@ -85,6 +85,26 @@ def _short(about: str, out_channels: int = 6, loss: str = "hybrid") -> Recipe:
     )
 
 
+def _solvers(grid: str, numbers: tuple[float, ...], minutes: int) -> Recipe:
+    """Return a recipe that walks the course network by every solver on one grid of times."""
+    named = {"model": COURSE, "ways": walks.solver_ways, "numbers": numbers, "samples": 5000}
+    return Recipe(
+        f"The course network by every solver in few evaluations, {grid} times, free and guided",
+        "Lu et al. 2022, DPM-Solver and DPM-Solver++",
+        f"{minutes} minutes on an H200",
+        "the paper, of another network: FID 4.70 in 10 evaluations, 2.87 in 20",
+        walks.run_walks,
+        walks.headline,
+        WalksRun(**named, grid=grid, pictured=6),
+        None,
+        WalksRun(
+            **{"model": TINY_COURSE, "ways": walks.solver_ways, "grid": grid},
+            **{"numbers": (3, 4), "fine": 20},
+            **TINY_WALKS,
+        ),
+    )
+
+
 RECIPES = {
     "cifar10_vae": Recipe(
         "VAE with one level of 8x8x32 latents on CIFAR-10, discretised-logistic pixels",
@@ -230,24 +250,13 @@ RECIPES = {
             **{"curve_images": 8, "channels": 8, "pictured": 4},
         ),
     ),
-    "cifar10_solvers": Recipe(
-        "The course network by every solver in 5 to 50 evaluations, without labels and guided",
-        "Lu et al. 2022, DPM-Solver and DPM-Solver++",
-        "8 minutes on an H200 (an estimate)",
-        "the paper, of another network: FID 4.70 in 10 evaluations, 2.87 in 20",
-        walks.run_walks,
-        walks.headline,
-        WalksRun(
-            **{"model": COURSE, "ways": walks.solver_ways, "samples": 5000},
-            **{"numbers": (5, 6, 10, 15, 20, 50), "pictured": 6},
-        ),
-        None,
-        WalksRun(model=TINY_COURSE, ways=walks.solver_ways, numbers=(3, 4), fine=20, **TINY_WALKS),
-    ),
+    "cifar10_solvers": _solvers("log-SNR", (5, 6, 10, 15, 20, 50), minutes=10),
+    "cifar10_solvers_uniform": _solvers("uniform", (5, 10, 20), minutes=4),
+    "cifar10_solvers_quadratic": _solvers("quadratic", (5, 10, 20), minutes=4),
     "cifar10_classifier_guidance": Recipe(
         "The course network guided by the noise-aware classifier, at scales from 0 to 8",
         "Dhariwal & Nichol 2021, section 4",
-        "5 minutes on an H200 (an estimate)",
+        "6 minutes on an H200",
         "the paper, on ImageNet: precision rises and recall falls with the scale",
         walks.run_walks,
         walks.headline,
@@ -258,10 +267,24 @@ RECIPES = {
         None,
         WalksRun(model=TINY_COURSE, ways=walks.classifier_ways, numbers=(0, 1), **TINY_WALKS),
     ),
+    "cifar10_clean_guidance": Recipe(
+        "The course network guided by a classifier that has never seen noise",
+        "Dhariwal & Nichol 2021, section 4, left out: training on noised images",
+        "2 minutes on an H200 (an estimate)",
+        "none in the paper; the classifier must have seen noise",
+        walks.run_walks,
+        walks.headline,
+        WalksRun(
+            **{"model": COURSE, "ways": walks.clean_ways, "samples": 5000},
+            numbers=(0.5, 1.0, 2.0, 4.0, 8.0),
+        ),
+        None,
+        WalksRun(model=TINY_COURSE, ways=walks.clean_ways, numbers=(0, 1), **TINY_WALKS),
+    ),
     "cifar10_classifier_free": Recipe(
         "The course network with classifier-free guidance, w from 0 to 6, always or at times",
         "Ho & Salimans 2022; Kynkaanniemi et al. 2024",
-        "6 minutes on an H200 (an estimate)",
+        "7 minutes on an H200",
         "the paper, on ImageNet: FID least at w = .1 to .3, IS highest at 4",
         walks.run_walks,
         walks.headline,

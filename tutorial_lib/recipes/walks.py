@@ -37,7 +37,7 @@ from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
 from tutorial_lib.recipes.record import Metrics, RunConfig, origin_of, sheet, write_metrics
 from tutorial_lib.samplers import ddim, final, learned_range
-from tutorial_lib.schedule import log_snr_times, quadratic_times, uniform_times
+from tutorial_lib.schedule import Schedule, log_snr_times, uniform_times
 from tutorial_lib.solvers import Sampler, heun
 
 # Each with the evaluations that a step takes
@@ -52,7 +52,6 @@ SOLVERS: dict[str, tuple[Sampler, int]] = {
     "2M of eps": (partial(dpm_solver_pp_2m, form="eps"), 1),
     "SDE-DPM-Solver++ 2M": (sde_dpm_solver_pp_2m, 1),
 }
-TO_DATA = {"uniform": uniform_times, "quadratic": quadratic_times}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class WalksRun(RunConfig):
 
     `ways` makes a list of them of the run and its denoiser; `numbers` are what it varies: network
     evaluations, or scales of guidance. `weights` is the file of the network that `model`
-    describes; `steps` and `fine` are those of the walks which are not varied.
+    describes; `steps`, `fine` and `grid` are those of the walks where they are not varied.
     """
 
     model: DiffusionRun
@@ -87,6 +86,7 @@ class WalksRun(RunConfig):
     weights: str = "results/cifar10_course/weights.safetensors"
     steps: int = 50
     fine: int = 250
+    grid: str = "log-SNR"
     samples: int = 2000
     pictured: int = 10
 
@@ -162,33 +162,33 @@ def draw(way: Way, config: AnyRun) -> tuple[Tensor, Tensor, float]:
     return torch.cat(made).to(config.device), labels, statistics.median(took)
 
 
+def grid_times(grid: str, schedule: Schedule, n: int, end: float) -> Tensor:
+    """Return n steps from 1 to `end`, even in log-SNR or in a power of time, and so named."""
+    if grid == "log-SNR":
+        return log_snr_times(schedule, n, end)
+    power = {"uniform": 1, "quadratic": 2}[grid]
+    return torch.linspace(1, end ** (1 / power), n + 1, dtype=torch.float64) ** power
+
+
 def solver_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
     """Return every solver in as many evaluations as `numbers` say, without labels and guided.
 
-    Even in log-SNR down to t = 1 / T, the least noise that the network was trained on; DDIM and
-    2M also on grids that end at t = 0. A solver is left out where its steps do not fit. Guided
-    are those of at most 20 evaluations, of both branches each, by w = 7: the paper's scale of 8.
+    They end at t = 1 / T, the least noise that the network was trained on. A solver is left out
+    where its steps do not fit. Guided are those of at most 20 evaluations, of both branches each,
+    by w = 7: the paper's scale of 8.
     """
-    unlabelled = StaticThreshold(model)
-    yield from _solvers(config, unlabelled, {"w": -1.0}, config.numbers)
-    for grid, times in TO_DATA.items():
-        for count in map(int, config.numbers):
-            for name in ("DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 2M, last of order 1"):
-                row = {"solver": name, "grid": grid, "w": -1.0, "evaluations": count}
-                yield Way(row, unlabelled, SOLVERS[name][0], times(count))
-    guided, few = (
-        StaticThreshold(ClassifierFree(model, 7.0)),
-        [n for n in config.numbers if n <= 20],
-    )
+    free, guided = StaticThreshold(model), StaticThreshold(ClassifierFree(model, 7.0))
+    few = [n for n in config.numbers if n <= 20]
+    yield from _solvers(config, free, {"w": -1.0}, config.numbers)
     yield from _solvers(config, guided, {"w": 7.0}, few, labelled=True, rows=BATCH // 2)
 
 
 def _solvers(
     config: WalksRun, model: Denoiser, row: Metrics, counts: Iterable[float], **how: Any
 ) -> Iterator[Way]:
-    """Return the fine walk, then every solver, even in log-SNR."""
-    schedule, end, row = model.schedule, 1 / config.model.n_steps, {"grid": "log-SNR", **row}
-    fine = {"solver": "DPM-Solver++ 2M", **row, "evaluations": config.fine}
+    """Return the fine walk, even in log-SNR, then every solver."""
+    schedule, end = model.schedule, 1 / config.model.n_steps
+    fine = {"solver": "DPM-Solver++ 2M", "grid": "log-SNR", **row, "evaluations": config.fine}
     times = log_snr_times(schedule, config.fine, end)
     yield Way(fine, model, dpm_solver_pp_2m, times, fine=True, **how)
     for count in map(int, counts):
@@ -196,8 +196,9 @@ def _solvers(
         orders = fast_orders(count)
         solvers["DPM-Solver-fast"] = partial(singlestep, orders=orders), len(orders)
         for name, (solver, steps) in solvers.items():
-            named = {"solver": name, **row, "evaluations": count}
-            yield Way(named, model, solver, log_snr_times(schedule, steps, end), **how)
+            named = {"solver": name, "grid": config.grid, **row, "evaluations": count}
+            times = grid_times(config.grid, schedule, steps, end)
+            yield Way(named, model, solver, times, **how)
 
 
 def classifier_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
@@ -219,6 +220,15 @@ def classifier_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
         how = {"similarity": similarity, "scale": scale, "variance": learned_range}
         walk = partial(guided_ancestral, **how)
         yield Way(row, StaticThreshold(models["unconditional"]), walk, times, labelled=True)
+
+
+def clean_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
+    """Return what guidance makes of a classifier that has never seen noise, by scale."""
+    net = judge.load_classifier(device=config.device).requires_grad_(False)
+    for scale in config.numbers:
+        guided = ClassifierGuided(Unlabelled(model), lambda xt, t: net(xt), scale)
+        row = {"model": "unconditional", "guidance": "eps, clean classifier", "scale": scale}
+        yield Way(row, StaticThreshold(guided), ddim, uniform_times(config.steps), labelled=True)
 
 
 def free_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
