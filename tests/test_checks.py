@@ -178,7 +178,7 @@ MARKS = [
     (EXERCISE, lambda x, a: torch.log(x * a**0.5 - 9), "✗ 98.1  A logarithm"),
     (EXERCISE, lambda x, a: -x.mean(1) + x, "✗ 98.1  One mean a row: it needs a second axis."),
     (EXERCISE, lambda x, a: x - x[:1, :2], "The function raised RuntimeError: The size of tensor"),
-    (EXERCISE, unreturned, "✗ 98.1  The function returned None: end it with `return`."),
+    (EXERCISE, unreturned, "returned None: no `return`, or a gradient that nothing reached?"),
     (EXERCISE, lambda x: x, "✗ 98.1  The function raised TypeError: "),
     (EXERCISE, lambda x, a: "mean", "The function returned str, where one tensor of shape (3, 4)"),
     (EXERCISE, lambda x, a: x.sum(), "✗ 98.1  The answer has shape (), expected (3, 4)."),

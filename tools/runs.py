@@ -80,6 +80,8 @@ def benchmark(folder: Path) -> Iterator[str]:
     known = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
     if "training" in known:
         yield from _compared("Training the 35.7 M U-Net", known["training"])
+    if "searched" in known:
+        yield from _compared("Training at 128 with searched kernels", known["searched"])
     if "sampling" in known:
         yield from _compared("Sampling it by DDIM in 50 steps", known["sampling"])
     if "scaling_1" in known:

@@ -94,7 +94,7 @@ def _problem(exercise: Exercise, answer: Any) -> str | None:
     except Exception as error:
         return _recognised(exercise, _raised(error)) or _raised(error)
     if any(value is None for value in raw):
-        return "The function returned None: end it with `return`."
+        return "The function returned None: no `return`, or a gradient that nothing reached?"
     try:
         got = [leaves(value) for value in raw]
     except (TypeError, ValueError, RuntimeError):

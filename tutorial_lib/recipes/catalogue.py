@@ -94,7 +94,7 @@ def _solvers(grid: str, numbers: tuple[float, ...], minutes: int) -> Recipe:
         f"{minutes} minutes on an H200",
         "the paper, of another network: FID 4.70 in 10 evaluations, 2.87 in 20",
         walks.run_walks,
-        walks.headline,
+        walks.solvers_headline,
         WalksRun(**named, grid=grid, pictured=6),
         None,
         WalksRun(
@@ -251,8 +251,8 @@ RECIPES = {
         ),
     ),
     "cifar10_solvers": _solvers("log-SNR", (5, 6, 10, 15, 20, 50), minutes=10),
-    "cifar10_solvers_uniform": _solvers("uniform", (5, 10, 20), minutes=4),
-    "cifar10_solvers_quadratic": _solvers("quadratic", (5, 10, 20), minutes=4),
+    "cifar10_solvers_uniform": _solvers("uniform", (5, 10, 20), minutes=5),
+    "cifar10_solvers_quadratic": _solvers("quadratic", (5, 10, 20), minutes=5),
     "cifar10_classifier_guidance": Recipe(
         "The course network guided by the noise-aware classifier, at scales from 0 to 8",
         "Dhariwal & Nichol 2021, section 4",
@@ -270,7 +270,7 @@ RECIPES = {
     "cifar10_clean_guidance": Recipe(
         "The course network guided by a classifier that has never seen noise",
         "Dhariwal & Nichol 2021, section 4, left out: training on noised images",
-        "2 minutes on an H200 (an estimate)",
+        "2 minutes on an H200",
         "none in the paper; the classifier must have seen noise",
         walks.run_walks,
         walks.headline,

@@ -143,6 +143,18 @@ def headline(found: Metrics) -> str:
     return f"FD-classifier {best['fd_classifier']:.2f} by {', '.join(named)}"
 
 
+def solvers_headline(found: Metrics) -> str:
+    """Say which solver came closest without guidance in about ten evaluations, and DDIM."""
+    grid = found["table"][-1]["grid"]
+    free = [r for r in found["table"] if r["w"] < 0 and r["grid"] == grid and "fd_classifier" in r]
+    if not free:
+        return headline(found)
+    count = min((row["evaluations"] for row in free), key=lambda n: abs(n - 10))
+    rows = {row["solver"]: row["fd_classifier"] for row in free if row["evaluations"] == count}
+    best = min(rows, key=rows.get)
+    return f"FD-classifier {rows[best]:.2f} in {count} by {best}, {rows['DDIM']:.2f} by DDIM"
+
+
 def draw(way: Way, config: AnyRun) -> tuple[Tensor, Tensor, float]:
     """Return sampled pixels (N, 3, H, W), the labels in turn (N,), and the seconds of an image.
 
