@@ -128,7 +128,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="run the recipe first"):
         recipes.run("cifar10_analytic", tiny=True, out=str(tmp_path), weights=weights + "x")
     judge.WEIGHTS.touch()
-    monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
+    monkeypatch.setattr(judge, "load_classifier", lambda path=None, device="cpu": Colours())
     whole = {"tiny": True, "out": str(tmp_path), "weights": weights, "checkpoint": True}
     metrics = recipes.run("cifar10_analytic", **whole)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics

@@ -7,10 +7,12 @@ from mpmath import mpf
 from torch import nn
 from truths import SCHEDULES, every_mixture, every_schedule, gaussian, normal, pair, relative
 
+from tutorial_lib.data import overlap3
 from tutorial_lib.denoiser import (
     Condition,
     MixtureDenoiser,
     NetworkDenoiser,
+    PointsDenoiser,
     Prediction,
     log_snr_clock,
     step_clock,
@@ -49,6 +51,30 @@ def test_the_exact_denoisers_forms_agree(mixture, name):
         alone = MixtureDenoiser(mixture, SCHEDULES[name])(xt[i : i + 1], t.item())
         assert relative(prediction.x0[i], alone.x0[0]) < 1e-10
         assert relative(prediction.eps[i], alone.eps[0]) < 1e-10
+
+
+def test_the_exact_denoiser_of_two_points_by_hand():
+    points, t = torch.tensor([[-1.0], [2.0]]).double(), torch.tensor([0.3, 0.9]).double()
+    schedule, xt = LinearVP(), torch.tensor([[0.4], [0.7]]).double()
+    level = schedule.at(t, like=xt)
+    heights = [
+        w * (-((xt - level.alpha * c) ** 2) / (2 * level.sigma**2)).exp()
+        for w, c in ((3, -1), (5, 2))
+    ]
+    expected = (2 * heights[1] - heights[0]) / (heights[0] + heights[1])
+    found = PointsDenoiser(points, torch.tensor([3.0, 5.0]).double().log(), schedule)(xt, t).x0
+    assert relative(found, expected) < 1e-12
+
+
+def test_a_grid_has_the_denoiser_of_its_density():
+    axis = torch.linspace(-4, 4, 161, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
+    by_grid = PointsDenoiser(grid, overlap3().log_prob(grid) + 7, LinearVP())
+    x0 = overlap3().sample(40, generator=torch.Generator().manual_seed(8))
+    for t in (0.1, 0.3, 0.9):
+        xt = LinearVP().add_noise(x0, normal(40, 2, seed=9), t)
+        exact = MixtureDenoiser(overlap3(), LinearVP())(xt, t)
+        assert relative(by_grid(xt, t).x0, exact.x0) < 2e-4
 
 
 def test_the_exact_denoiser_at_the_data():

@@ -287,7 +287,7 @@ def test_a_run_is_judged_where_the_classifier_is(monkeypatch, tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.touch()
     monkeypatch.setattr(judge, "WEIGHTS", weights)
-    monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
+    monkeypatch.setattr(judge, "load_classifier", lambda path=None, device="cpu": Colours())
     metrics = recipes.run("cifar10_course", tiny=True, out=str(tmp_path / "run"))
     assert metrics["floor"]["fd_classifier"] < metrics["fd_classifier"]
     assert 0 <= metrics["accuracy"] <= 1 and "accuracy" not in metrics["floor"]

@@ -67,7 +67,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="run the recipe first"):
         recipes.run("cifar10_few_steps", tiny=True, out=str(tmp_path), weights=weights + "x")
     judge.WEIGHTS.touch()
-    monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
+    monkeypatch.setattr(judge, "load_classifier", lambda path=None, device="cpu": Colours())
     metrics = recipes.run("cifar10_few_steps", tiny=True, out=str(tmp_path), weights=weights)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert len(metrics["table"]) == 2 * len(WIDTHS) + 2 and "images_seen" not in metrics

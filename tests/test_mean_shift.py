@@ -83,6 +83,20 @@ def test_wrong_shifts_are_seen(wrong):
     assert step_gap(wrong) > 0.01
 
 
+@pytest.mark.parametrize("variance", [beta, beta_tilde])
+def test_the_last_step_is_guided_by_its_variance_and_adds_no_noise(variance):
+    (denoiser, classifier), (x, cond, _) = exact(), points("overlap3", "linear", 0.1)
+    zero, model = torch.tensor(0.0, dtype=torch.float64), Unlabelled(denoiser)
+    prediction = model(x, 0.1)
+    mean = denoiser.schedule.posterior(prediction.x0, x, 0.0, 0.1).mean.requires_grad_()
+    chosen = classifier(mean, zero).log_softmax(1).gather(1, cond.label[:, None]).sum()
+    (gradient,) = torch.autograd.grad(chosen, mean)
+    spread = variance(prediction, denoiser.schedule, zero, torch.tensor(0.1, dtype=zero.dtype))
+    gap = step(0.1, 0.0, 1.5, variance) - (mean + 1.5 * spread * gradient).detach()
+    assert float(gap.abs().max()) < 1e-11
+    assert (float((spread * gradient).abs().max()) > 1e-3) == (variance is beta)
+
+
 def test_unguided_it_is_the_ancestral_chain():
     (denoiser, classifier), x = exact(), normal(20, 2)
     cond, times = Condition(label=torch.arange(20) % 3), uniform_times(15)

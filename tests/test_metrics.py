@@ -103,6 +103,22 @@ def test_floor_of_true_samples():
     assert metrics.sliced_wasserstein(shifted, std8()) > floor + 6 * spread
 
 
+def test_sliced_w1_to_points_by_hand():
+    x = torch.tensor([[0.0, 1.0], [2.0, 5.0]], dtype=torch.float64)
+    moved = metrics.sliced_wasserstein_to_points(x, x + torch.tensor([3.0, 0.0]), torch.ones(2))
+    assert moved == pytest.approx(3 * 2 / math.pi, rel=1e-3)  # the mean of 3 |cos|
+    one = metrics.sliced_wasserstein_to_points(x[:, :1], torch.tensor([[0.0], [8.0]]), [3.0, 1.0])
+    assert one == pytest.approx(0.25 * 2 + 0.25 * 6)
+
+
+def test_sliced_w1_to_a_grid_is_that_to_the_mixture():
+    axis = torch.linspace(-4, 4, 201, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
+    x = overlap3().component(1).sample(500, generator=torch.Generator().manual_seed(0))
+    by_grid = metrics.sliced_wasserstein_to_points(x, grid, overlap3().log_prob(grid).exp())
+    assert by_grid == pytest.approx(metrics.sliced_wasserstein(x, overlap3()), abs=2e-3)
+
+
 def test_energy_distance_by_hand():
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
     assert metrics.energy_distance(x, y) == pytest.approx(3 - 1 - 3, abs=1e-15)

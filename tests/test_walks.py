@@ -63,6 +63,26 @@ def test_every_solver_asks_as_often_as_it_says():
         assert ("DPM-Solver-3", "log-SNR", w, 5) not in named
 
 
+def test_walks_start_and_end_where_they_are_told():
+    grids = ("log-SNR", "uniform", "quadratic")
+    config = long(SOLVERS, numbers=(6,), start=0.9946, grids=grids)
+    ways = list(solver_ways(config, Truth(config.model)))
+    assert {way.row["grid"] for way in ways} == set(grids)
+    for way in ways:
+        assert way.times[[0, -1]].tolist() == pytest.approx([0.9946, 1e-3], rel=1e-9)
+    seven = [way.times for way in ways if len(way.times) == 7]
+    evens = {
+        "log-SNR": lambda t: DiscreteVP.cosine(1000).lambda_(t),
+        "uniform": lambda t: t,
+        "quadratic": lambda t: t.sqrt(),
+    }
+    found = {
+        grid: [t for t in seven if float(even(t).diff().diff().abs().max()) < 1e-6]
+        for grid, even in evens.items()
+    }
+    assert sum(map(len, found.values())) == len(seven) and min(map(len, found.values())) > 0
+
+
 def test_pictures_are_measured_against_the_fine_walk_before_them():
     config = long(SOLVERS, numbers=(10,), samples=8, fine=200)
     drawn, fine = {}, None
@@ -127,7 +147,7 @@ def test_a_classifier_pulls_pictures_to_their_labels(monkeypatch):
 
 def test_a_classifier_of_clean_pictures_is_asked_the_noisy_ones(monkeypatch):
     config = long(GUIDED, numbers=(0.0, 4.0), steps=20, samples=60)
-    monkeypatch.setattr(judge, "load_classifier", lambda device: Bright())
+    monkeypatch.setattr(judge, "load_classifier", lambda path=None, device="cpu": Bright())
     for way in clean_ways(config, Truth(config.model)):
         pixels, labels, _ = draw(way, config)
         light = pixels.double().mean((1, 2, 3))
@@ -137,12 +157,13 @@ def test_a_classifier_of_clean_pictures_is_asked_the_noisy_ones(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["solvers", "solvers_uniform", "classifier_guidance", "classifier_free"],
+    ["solvers", "solvers_later", "classifier_guidance", "classifier_free"],
 )
 def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     for module in (diffusion, walks):
         monkeypatch.setattr(module, "cifar10", invented)
     monkeypatch.setattr(judge, "WEIGHTS", tmp_path / "absent")
+    monkeypatch.setattr(judge, "NOISY_WEIGHTS", tmp_path / "missing")
     classifier = NetworkClassifier(Bright(), DiscreteVP.cosine(1000))
     monkeypatch.setattr(judge, "load_noisy_classifier", lambda device: classifier)
     recipes.run("cifar10_course", tiny=True, out=str(tmp_path / "course"))
@@ -152,11 +173,15 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     headline = recipes.RECIPES[f"cifar10_{name}"].headline
     assert headline(bare) == f"{len(bare['table'])} ways"
     judge.WEIGHTS.touch()
-    monkeypatch.setattr(judge, "load_classifier", lambda device: Colours())
+    judge.NOISY_WEIGHTS.touch()
+    monkeypatch.setattr(judge, "load_classifier", lambda path=None, device="cpu": Colours())
     metrics = recipes.run(f"cifar10_{name}", **given)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert all(row["fd_classifier"] > 0 for row in metrics["table"])
     assert all(("accuracy" in row) == (row.get("w", 0) >= 0) for row in metrics["table"])
+    for row in (*metrics["table"], metrics["floor"]):
+        twice = {k: row[f"{k}_noise_aware"] for k in ("fd_classifier", "precision", "recall")}
+        assert twice == {k: row[k] for k in twice}  # here both judges are the same
     assert all(("astray" in row) == name.startswith("solvers") for row in metrics["table"])
     assert "by" in headline(metrics) and "FD-classifier" in headline(metrics)
     assert Image.open(tmp_path / "samples.png").size == (32 * 4, 32 * len(metrics["table"]))

@@ -166,16 +166,17 @@ def guided_ancestral(
     classifier. The gradient is that at the mean, at the time where the step ends, as in the
     Taylor expansion (eq. 5); the algorithm as printed and the authors' code take it where the
     step starts. As steps shrink this becomes `ancestral` of a `SimilarityGuided`. A step that
-    ends at s = 0 has no variance: neither noise nor guidance.
+    ends at s = 0 adds no noise, and is guided by its `variance`, of which beta_tilde is 0 there.
     """
     schedule = denoiser.schedule
     for t, s in pairwise(times):
         prediction = denoiser(x, t, cond)
+        spread = variance(prediction, schedule, s, t)
         x = schedule.posterior(prediction.x0, x, s, t).mean
+        x = x + scale * spread * slope(similarity, x, s, cond)
         if s > 0:
-            spread = variance(prediction, schedule, s, t)
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            x = x + scale * spread * slope(similarity, x, s, cond) + spread**0.5 * noise
+            x = x + spread**0.5 * noise
         yield x
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
+from scipy.stats import wasserstein_distance
 from torch import Generator, Tensor
 
 from tutorial_lib.denoiser import Denoiser
@@ -36,6 +37,18 @@ def sliced_wasserstein(x: Tensor, mixture: GaussianMixture, n_directions: int = 
     stds = torch.einsum("ri,kij,rj->rk", u, mixture.covariances, u).sqrt()
     lines = zip(points, means, stds, strict=True)
     return sum(_line_w1(y, _Line(mixture.weights, m, s)) for y, m, s in lines) / len(u)
+
+
+def sliced_wasserstein_to_points(
+    x: Tensor, points: Tensor, weights: Tensor, n_directions: int = 32
+) -> float:
+    """Return that distance of `x` (n, D) from `points` (N, D) of `weights` (N,), of any sum.
+
+    Bonneel et al. (2015), definition 2, by scipy. A fine grid of points stands for a density
+    that is known up to a constant.
+    """
+    lines = [(x.double() @ u, points.double() @ u) for u in _directions(x.shape[1], n_directions)]
+    return sum(wasserstein_distance(a, b, None, weights) for a, b in lines) / len(lines)
 
 
 def _directions(dim: int, n: int) -> Tensor:

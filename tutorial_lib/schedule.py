@@ -342,9 +342,9 @@ def quadratic_times(n: int) -> Tensor:
     return uniform_times(n) ** 2
 
 
-def log_snr_times(schedule: Schedule, n: int, t_end: float = 1e-3) -> Tensor:
-    """Return n + 1 times from 1 to `t_end`, even in lambda (Lu et al. 2022, section 3)."""
-    first, last = schedule.lambda_(1.0).item(), schedule.lambda_(t_end).item()
+def log_snr_times(schedule: Schedule, n: int, t_end: float = 1e-3, t_start: float = 1.0) -> Tensor:
+    """Return n + 1 times from `t_start` to `t_end`, even in lambda (Lu et al. 2022, section 3)."""
+    first, last = schedule.lambda_(t_start).item(), schedule.lambda_(t_end).item()
     times = schedule.time_of(torch.linspace(first, last, n + 1, dtype=torch.float64))
-    times[0], times[-1] = 1.0, t_end
+    times[0], times[-1] = t_start, t_end
     return times

@@ -58,11 +58,15 @@ def evaluate(config: DiffusionRun, images: Images, unseen: Images, out: Path) ->
     return found | {"curve": curve, "parameters": sum(p.numel() for p in net.parameters())}
 
 
-def judge_of(device: str, real: Tensor) -> judge.Judge | None:
-    """Return who scores samples against real pixels, if the classifier has been trained."""
-    if not judge.WEIGHTS.exists():
+def judge_of(device: str, real: Tensor, weights: Path | None = None) -> judge.Judge | None:
+    """Return who scores samples against real pixels, if that classifier has been trained.
+
+    It is the one of clean pictures, or that of `weights`, asked at t = 0.
+    """
+    weights = weights or judge.WEIGHTS
+    if not weights.exists():
         return None
-    return judge.Judge(judge.load_classifier(device=device), real)
+    return judge.Judge(judge.load_classifier(weights, device), real)
 
 
 def _milestone(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,7 +78,7 @@ class WalksRun(RunConfig):
 
     `ways` makes a list of them of the run and its denoiser; `numbers` are what it varies: network
     evaluations, or scales of guidance. `weights` is the file of the network that `model`
-    describes; `steps`, `fine` and `grid` are those of the walks where they are not varied.
+    describes; `steps`, `fine`, `start` and `grids` are those of the walks where not varied.
     """
 
     model: DiffusionRun
@@ -86,7 +87,8 @@ class WalksRun(RunConfig):
     weights: str = "results/cifar10_course/weights.safetensors"
     steps: int = 50
     fine: int = 250
-    grid: str = "log-SNR"
+    start: float = 1.0
+    grids: tuple[str, ...] = ("log-SNR",)
     samples: int = 2000
     pictured: int = 10
 
@@ -108,22 +110,39 @@ def run_walks(name: str, config: WalksRun, out: Path) -> Metrics:
     images = cifar10("train", source=config.source, limit=config.images)
     network, started = replace(config.model, device=config.device), time.perf_counter()
     model = recorded_denoiser(network, Path(config.weights))
-    by = judge_of(config.device, images.pixels.to(config.device))
-    rows, shown, fine = [], [], None
+    judges, rows, shown, fine = _judges(config.device, images.pixels), [], [], None
     for way in config.ways(config, model):
         pixels, labels, seconds = draw(way, config)
         fine = pixels if way.fine else fine
-        scores = by.scores(pixels, labels if way.labelled else None) if by is not None else {}
-        kept = {k: v for k, v in scores.items() if k not in ("samples", "reference_images")}
+        found = _scores(judges, pixels, labels if way.labelled else None)
         if fine is not None:
-            kept["astray"] = round(astray(pixels, fine), 3)
-        rows.append({**way.row, **kept, "seconds_per_image": float(f"{seconds:.3g}")})
+            found["astray"] = round(astray(pixels, fine), 3)
+        rows.append({**way.row, **found, "seconds_per_image": float(f"{seconds:.3g}")})
         shown.append(pixels[: config.pictured])
     sheet(to_floats(torch.cat(shown)), config.pictured).save(out / "samples.png")
-    found = {"data": images.form, "samples": config.samples, "table": rows}
+    unseen = cifar10("test", source=config.source, limit=config.samples).pixels
+    floor = _scores(judges, unseen.to(config.device), None)
+    found = {"data": images.form, "samples": config.samples, "floor": floor, "table": rows}
     seconds = round(time.perf_counter() - started, 1)
     found |= {"seconds": seconds, "trained": origin_of(Path(config.weights))}
     return write_metrics(out, name, config, found)
+
+
+def _judges(device: str, real: Tensor) -> dict[str, judge.Judge]:
+    """Return who scores samples, by the end of their scores' names: of those that are there."""
+    weights = {"": judge.WEIGHTS, "_noise_aware": judge.NOISY_WEIGHTS}
+    found = {end: judge_of(device, real.to(device), path) for end, path in weights.items()}
+    return {end: by for end, by in found.items() if by is not None}
+
+
+def _scores(judges: dict[str, judge.Judge], pixels: Tensor, labels: Tensor | None) -> Metrics:
+    """Return every judge's scores."""
+    return {
+        key + end: score
+        for end, by in judges.items()
+        for key, score in by.scores(pixels, labels).items()
+        if key not in ("samples", "reference_images")
+    }
 
 
 def astray(pixels: Tensor, fine: Tensor) -> float:
@@ -174,12 +193,13 @@ def draw(way: Way, config: AnyRun) -> tuple[Tensor, Tensor, float]:
     return torch.cat(made).to(config.device), labels, statistics.median(took)
 
 
-def grid_times(grid: str, schedule: Schedule, n: int, end: float) -> Tensor:
-    """Return n steps from 1 to `end`, even in log-SNR or in a power of time, and so named."""
+def grid_times(grid: str, schedule: Schedule, n: int, start: float, end: float) -> Tensor:
+    """Return n steps down to `end`, even in log-SNR or in a power of time, and so named."""
     if grid == "log-SNR":
-        return log_snr_times(schedule, n, end)
+        return log_snr_times(schedule, n, end, start)
     power = {"uniform": 1, "quadratic": 2}[grid]
-    return torch.linspace(1, end ** (1 / power), n + 1, dtype=torch.float64) ** power
+    first, last = start ** (1 / power), end ** (1 / power)
+    return torch.linspace(first, last, n + 1, dtype=torch.float64) ** power
 
 
 def solver_ways(config: WalksRun, model: Denoiser) -> Iterator[Way]:
@@ -199,17 +219,17 @@ def _solvers(
     config: WalksRun, model: Denoiser, row: Metrics, counts: Iterable[float], **how: Any
 ) -> Iterator[Way]:
     """Return the fine walk, even in log-SNR, then every solver."""
-    schedule, end = model.schedule, 1 / config.model.n_steps
+    ends = config.start, 1 / config.model.n_steps
     fine = {"solver": "DPM-Solver++ 2M", "grid": "log-SNR", **row, "evaluations": config.fine}
-    times = log_snr_times(schedule, config.fine, end)
+    times = grid_times("log-SNR", model.schedule, config.fine, *ends)
     yield Way(fine, model, dpm_solver_pp_2m, times, fine=True, **how)
-    for count in map(int, counts):
+    for grid, count in product(config.grids, map(int, counts)):
         solvers = {k: (f, count // each) for k, (f, each) in SOLVERS.items() if count % each == 0}
         orders = fast_orders(count)
         solvers["DPM-Solver-fast"] = partial(singlestep, orders=orders), len(orders)
         for name, (solver, steps) in solvers.items():
-            named = {"solver": name, "grid": config.grid, **row, "evaluations": count}
-            times = grid_times(config.grid, schedule, steps, end)
+            named = {"solver": name, "grid": grid, **row, "evaluations": count}
+            times = grid_times(grid, model.schedule, steps, *ends)
             yield Way(named, model, solver, times, **how)
 
 
