@@ -157,7 +157,7 @@ def test_a_classifier_of_clean_pictures_is_asked_the_noisy_ones(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["solvers", "solvers_later", "classifier_guidance", "classifier_free"],
+    ["solvers", "solvers_grids", "classifier_guidance", "classifier_free"],
 )
 def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     for module in (diffusion, walks):
