@@ -169,6 +169,8 @@ MARKS = [
     (EXERCISE, ..., "98.1 to do"),
     (EXERCISE, EXERCISE.truth, "✓ 98.1  Noise shrinks the mean."),
     (EXERCISE, in_place, "✓ 98.1"),
+    (replace(EXERCISE, keeps="Leave x."), in_place, "✗ 98.1  Leave x."),
+    (replace(EXERCISE, keeps="Leave x."), EXERCISE.truth, "✓ 98.1"),
     (EXERCISE, lambda x, a: (a**0.5 * x + 1).float(), "✓ 98.1"),
     (EXERCISE, lambda x, a: (a**0.5 * x + 1).numpy().astype("float32"), "✓ 98.1"),
     (EXERCISE, lambda x, a: a**0.5 * x + 1 + 1e-6, "✗ 98.1"),

@@ -182,6 +182,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     for row in (*metrics["table"], metrics["floor"]):
         twice = {k: row[f"{k}_noise_aware"] for k in ("fd_classifier", "precision", "recall")}
         assert twice == {k: row[k] for k in twice}  # here both judges are the same
+    assert 0 <= metrics["floor"]["accuracy"] == metrics["floor"]["accuracy_noise_aware"] <= 1
     assert all(("astray" in row) == name.startswith("solvers") for row in metrics["table"])
     assert "by" in headline(metrics) and "FD-classifier" in headline(metrics)
     assert Image.open(tmp_path / "samples.png").size == (32 * 4, 32 * len(metrics["table"]))

@@ -26,6 +26,7 @@ class Exercise:
 
     `probes()` returns the argument tuples on which answers are compared; they are float64 and
     the same at every call. `tolerance` is relative to the largest entry of the right answer.
+    Where an answer must leave its arguments as they are, `keeps` is what to say if it does not.
     """
 
     number: str
@@ -34,6 +35,7 @@ class Exercise:
     probes: Callable[[], list[tuple[Any, ...]]]
     mistakes: tuple[Mistake, ...]
     tolerance: float = 1e-8
+    keeps: str = ""
 
 
 def find(number: str) -> Exercise:

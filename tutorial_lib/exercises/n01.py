@@ -10,20 +10,14 @@ from torch import Tensor
 
 from tutorial_lib.denoiser import Prediction
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, normals
 from tutorial_lib.gaussian import Gaussian
 from tutorial_lib.mixtures import GaussianMixture
 from tutorial_lib.schedule import DiscreteVP, Level
 
-Probes = list[tuple[Any, ...]]
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
 
 def _kl_probes() -> Probes:
-    means, stds = _normal(0, 4, 5, 3), 0.3 + _normal(1, 4, 5, 3).abs()
+    means, stds = normals(0, 4, 5, 3), 0.3 + normals(1, 4, 5, 3).abs()
     return [(means[0], stds[0], means[1], stds[1]), (means[2], stds[2], means[3], stds[3])]
 
 
@@ -81,7 +75,7 @@ KL = Exercise(
 
 
 def _weights_probes() -> Probes:
-    joint, guess = _normal(2, 6, 4) * 3 - 5, _normal(3, 6, 4)
+    joint, guess = normals(2, 6, 4) * 3 - 5, normals(3, 6, 4)
     return [(joint, guess), (joint - 2000, guess)]
 
 
@@ -133,7 +127,7 @@ BOUNDS = Exercise(
 def _noising_probes() -> Probes:
     betas = torch.linspace(1e-3, 0.2, 20, dtype=torch.float64)
     steps = torch.tensor([1, 2, 7, 19])  # short of T, where an index off by one would raise
-    return [(_normal(4, 4, 2), betas, steps, _normal(5, 4, 2))]
+    return [(normals(4, 4, 2), betas, steps, normals(5, 4, 2))]
 
 
 def _noising_truth(x0: Tensor, betas: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -202,7 +196,7 @@ NOISING = Exercise(
 def _stride_probes() -> Probes:
     bars = [(0.9, 0.5), (0.7, 0.1), (0.999, 0.998)]
     tensors = [tuple(torch.tensor(b, dtype=torch.float64) for b in pair) for pair in bars]
-    return [(_normal(6, 3, 2), _normal(7, 3, 2), *pair) for pair in tensors]
+    return [(normals(6, 3, 2), normals(7, 3, 2), *pair) for pair in tensors]
 
 
 def _stride_truth(x0: Tensor, xt: Tensor, bar_s: Tensor, bar_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,7 +269,7 @@ def _tweedie_probes() -> Probes:
     probes = []
     for k, bar in enumerate((0.9, 0.4)):
         kept = torch.tensor(bar, dtype=torch.float64)
-        xt = _normal(8 + k, 4, 2)
+        xt = normals(8 + k, 4, 2)
         noisy = _tweedie_mixture().diffuse(Level(kept.sqrt(), (1 - kept).sqrt()))
         rows = [torch.autograd.functional.hessian(noisy.log_prob, x) for x in xt]
         probes.append((xt, noisy.score(xt), torch.stack(rows), kept))
@@ -364,7 +358,7 @@ TWEEDIE = Exercise(
 def _cost_probes() -> Probes:
     bars = [(0.99, 0.9), (0.5, 0.3)]
     tensors = [tuple(torch.tensor(b, dtype=torch.float64) for b in pair) for pair in bars]
-    return [(_normal(10, 5, 3), _normal(11, 5, 3), *pair) for pair in tensors]
+    return [(normals(10, 5, 3), normals(11, 5, 3), *pair) for pair in tensors]
 
 
 def _snr(bar: Tensor) -> Tensor:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, normals
 from tutorial_lib.gaussian import HALF_BIN, DiscretisedGaussian, Gaussian
 from tutorial_lib.schedule import DiscreteVP
 
-Probes = list[tuple[Any, ...]]
 Model = Callable[[Tensor, Tensor], Tensor]  # x_t (B, D) and steps (B,) to a guess of the noise
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def _bars(betas: Tensor) -> Tensor:
@@ -112,7 +106,7 @@ _loss = _loss_of()
 
 def _loss_probes() -> Probes:
     t = torch.tensor([1, 2, 17, 50, 99])  # not 100: a table read one row late then still answers
-    return [(_guess, _normal(k, 5, 2), t, _normal(k + 1, 5, 2), _linear(100)) for k in (0, 2)]
+    return [(_guess, normals(k, 5, 2), t, normals(k + 1, 5, 2), _linear(100)) for k in (0, 2)]
 
 
 LOSS = Exercise(
@@ -193,7 +187,7 @@ def _step_tilde(xt: Tensor, t: int, eps_hat: Tensor, z: Tensor, betas: Tensor) -
 
 def _step_probes() -> Probes:
     return [
-        (_normal(t, 4, 2), t, _normal(t + 1, 4, 2), _normal(t + 2, 4, 2), _linear(100))
+        (normals(t, 4, 2), t, normals(t + 1, 4, 2), normals(t + 2, 4, 2), _linear(100))
         for t in (1, 2, 30, 99)  # not 100: see _loss_probes
     ]
 
@@ -312,7 +306,7 @@ def _stride_of(taken: Callable[..., Tensor] = _share, power: float = 0.5) -> Cal
 
 def _stride_probes() -> Probes:
     pairs = ((0, 1), (0, 40), (29, 30), (10, 60), (3, 99))
-    return [(_normal(t, 4, 2), _normal(t + 1, 4, 2), s, t, _linear(100)) for s, t in pairs]
+    return [(normals(t, 4, 2), normals(t + 1, 4, 2), s, t, _linear(100)) for s, t in pairs]
 
 
 STRIDE = Exercise(
@@ -373,7 +367,7 @@ def _walk(model: Model, x: Tensor, noises: Tensor, betas: Tensor, *steps: int) -
 
 def _sample_probes() -> Probes:
     betas = _linear(40)[::4]
-    return [(_guess, _normal(k, 3, 2), _normal(k + 1, len(betas), 3, 2), betas) for k in (0, 2)]
+    return [(_guess, normals(k, 3, 2), normals(k + 1, len(betas), 3, 2), betas) for k in (0, 2)]
 
 
 SAMPLE = Exercise(
@@ -426,7 +420,7 @@ def _pixel_probes() -> Probes:
     levels = torch.tensor([[0, 255, 3], [128, 127, 250], [255, 0, 60]], dtype=torch.float64)
     x = levels / 127.5 - 1
     return [
-        (x, x + reach * _normal(k, 3, 3).tanh(), torch.tensor(std, dtype=torch.float64))
+        (x, x + reach * normals(k, 3, 3).tanh(), torch.tensor(std, dtype=torch.float64))
         for k, std, reach in ((0, 0.05, 0.012), (1, 0.005, 0.8 * HALF_BIN))
     ]
 

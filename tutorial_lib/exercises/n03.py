@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +10,11 @@ from torch.nn.functional import cosine_similarity, normalize, pad
 
 from tutorial_lib import samplers
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, normals
 from tutorial_lib.gaussian import Gaussian
 from tutorial_lib.schedule import DiscreteVP
 
-Probes = list[tuple[Any, ...]]
 Pair = tuple[Tensor, Tensor]
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 # The paper (appendix D.2) takes floor(c i) and floor(c i^2) with a c that brings the last step
@@ -220,7 +214,7 @@ def _towards(clean: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Calla
 
 def _jumps(n: int, *jumps: tuple[float, ...]) -> Probes:
     levels = torch.tensor(jumps, dtype=torch.float64)
-    return [(*_normal(k, n, 4, 2), *jump) for k, jump in enumerate(levels)]
+    return [(*normals(k, n, 4, 2), *jump) for k, jump in enumerate(levels)]
 
 
 DDIM_STEP = Exercise(
@@ -373,7 +367,7 @@ SLERP = Exercise(
     "on a great circle noise keeps its norm; a straight line cuts through where no noise lies.",
     samplers.slerp,
     # as many rows as columns, so that a second axis forgotten does not raise
-    lambda: [(*_normal(k, 2, 3, 3), share) for k, share in enumerate((0.5, 0.2))],
+    lambda: [(*normals(k, 2, 3, 3), share) for k, share in enumerate((0.5, 0.2))],
     (
         Mistake(
             "straight line",

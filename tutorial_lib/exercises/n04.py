@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutorial_lib import likelihood
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, exact, normals
 from tutorial_lib.gaussian import Gaussian
 
-Probes = list[tuple[Any, ...]]
 Pairs = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rule = Callable[[Tensor], Tensor]  # such as a field, x (B, D) to (B, D)
 Flow = Callable[[Tensor, Tensor], Tensor]  # x (B, D) and t to (B, D), or to (B,)
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _exact(value: float | list[float]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _kept(integral: Tensor) -> Tensor:
@@ -49,7 +39,7 @@ KERNEL = Exercise(
     "04.1",
     "affine SDEs have Gaussian kernels: any time is one jump away, and sub-VP is less noisy.",
     _kernel,
-    lambda: [(_exact([0.3, 1.0, 10.05]),), (_exact([1e-3, 0.02]),)],
+    lambda: [(exact([0.3, 1.0, 10.05]),), (exact([1e-3, 0.02]),)],
     (
         Mistake(
             "half missing in the mean",
@@ -121,11 +111,11 @@ def _dsm(
 
 
 def _dsm_probes() -> Probes:
-    t = _exact([0.02, 0.2, 0.4, 0.7, 1.0])
+    t = exact([0.02, 0.2, 0.4, 0.7, 1.0])
     vp, sub_vp = _kernel(0.1 * t + 9.95 * t**2)
     return [
-        (_slope, _normal(0, 5, 3), t, _normal(1, 5, 3), *vp),
-        (_slope, _normal(2, 5, 3), t, _normal(3, 5, 3), *sub_vp),
+        (_slope, normals(0, 5, 3), t, normals(1, 5, 3), *vp),
+        (_slope, normals(2, 5, 3), t, normals(3, 5, 3), *sub_vp),
     ]
 
 
@@ -213,7 +203,7 @@ STEP = Exercise(
     "backwards, the drift turns round and gains beta times the score; the noise stays noise.",
     _step,
     lambda: [
-        (_normal(k, 4, 2), _normal(k + 1, 4, 2), _exact(beta), _exact(dt), _normal(k + 2, 4, 2))
+        (normals(k, 4, 2), normals(k + 1, 4, 2), exact(beta), exact(dt), normals(k + 2, 4, 2))
         for k, (beta, dt) in enumerate([(0.1, 0.2), (5.0, 0.02), (20.0, 0.01)])
     ],
     (
@@ -299,7 +289,7 @@ FAMILY = Exercise(
     "noise lam g and a score weighted (1 + lam^2) / 2 balance: same marginals, other paths.",
     _family,
     lambda: [
-        (_normal(k, 4, 2), _normal(k + 1, 4, 2), _exact(beta), _exact(lam))
+        (normals(k, 4, 2), normals(k + 1, 4, 2), exact(beta), exact(lam))
         for k, (beta, lam) in enumerate([(7.0, 0.0), (0.4, 0.5), (3.0, 1.0), (12.0, 1.5)])
     ],
     (
@@ -383,7 +373,7 @@ HUTCHINSON = Exercise(
     "04.5",
     "one backward pass a probe estimates a divergence without bias, in any dimension.",
     _hutchinson,
-    lambda: [(_bent, _normal(n, 4, 3), _normal(n + 1, n, 4, 3).sign()) for n in (3, 2)],
+    lambda: [(_bent, normals(n, 4, 3), normals(n + 1, n, 4, 3).sign()) for n in (3, 2)],
     (
         Mistake(
             "probe used once",
@@ -467,9 +457,9 @@ def _evened(times: Tensor) -> Tensor:
 
 
 def _likelihood_probes() -> Probes:
-    flow, log_prior = (_stream, _stream_divergence), Gaussian(_exact(0.0), _exact(1.0)).log_prob
-    grids = _exact([0.01, 0.05, 0.2, 0.5, 1.0]), _exact([0.1, 0.4, 0.6])
-    return [(_normal(k, 4, 2), *flow, times, log_prior) for k, times in enumerate(grids)]
+    flow, log_prior = (_stream, _stream_divergence), Gaussian(exact(0.0), exact(1.0)).log_prob
+    grids = exact([0.01, 0.05, 0.2, 0.5, 1.0]), exact([0.1, 0.4, 0.6])
+    return [(normals(k, 4, 2), *flow, times, log_prior) for k, times in enumerate(grids)]
 
 
 LIKELIHOOD = Exercise(

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, normals
 from tutorial_lib.gaussian import HALF_BIN, Gaussian
 from tutorial_lib.metrics import bits_per_dim
 from tutorial_lib.schedule import DiscreteVP
 
-Probes = list[tuple[Any, ...]]
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def _bars(betas: Tensor) -> Tensor:
@@ -145,7 +139,7 @@ def _variance_probes() -> Probes:
     probes, t = [], torch.tensor([2, 3, 9, 40])
     for k, betas in enumerate(_schedules(40)):
         ends = (table[t - 1][:, None] for table in (betas, _tildes(_bars(betas))))
-        probes.append((0.5 + 0.7 * _normal(k, 4, 3), *ends))
+        probes.append((0.5 + 0.7 * normals(k, 4, 3), *ends))
     return probes
 
 
@@ -221,7 +215,7 @@ def _hybrid_of(
 def _hybrid_probes() -> Probes:
     t, probes = torch.tensor([2, 3, 10, 30, 39]), []  # short of T, where t + 1 would raise
     for k, betas in enumerate(_schedules(40)):
-        eps, error, v = (_normal(3 * k + i, 5, 2) for i in range(3))
+        eps, error, v = (normals(3 * k + i, 5, 2) for i in range(3))
         learned = ((eps + 0.5 * error).requires_grad_(), (0.5 + 0.3 * v).requires_grad_())
         probes.append((eps, *learned, t, betas))
     return probes
@@ -315,7 +309,7 @@ def _weighed(weights: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Pair]:
 def _importance_probes() -> Probes:
     """Give losses that fall with t, as the bound's do, and vary at each step."""
     sizes = [5 / torch.arange(1, n + 1, dtype=torch.float64)[:, None] for n in (8, 20)]
-    return [(size * _normal(len(size), len(size), 10).exp(),) for size in sizes]
+    return [(size * normals(len(size), len(size), 10).exp(),) for size in sizes]
 
 
 IMPORTANCE = Exercise(
@@ -471,7 +465,7 @@ def _bits_probes() -> Probes:
     """Give about three bits of both: a density's are -4 before it meets the bins."""
     probes = []
     for k, shape in enumerate([(3, 8, 8), (3, 16, 12)]):
-        nats = (3 + 0.3 * _normal(k, 2, 4)) * math.prod(shape) * math.log(2)
+        nats = (3 + 0.3 * normals(k, 2, 4)) * math.prod(shape) * math.log(2)
         probes.append((nats[0], nats[1] - _bin(1) * math.prod(shape) * math.log(2), shape))
     return probes
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +11,11 @@ from torch.nn.functional import pad
 
 from tutorial_lib.analytic import cheapest_times
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, exact, normals
 
-Probes = list[tuple[Any, ...]]
 Pair = tuple[Tensor, Tensor]
 Rule = Callable[[Tensor], Tensor]
 OfTwo = Callable[[Tensor, Tensor], Tensor]
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _exact(value: float | list[float] | list[list[float]]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _unexplained(
@@ -40,8 +30,8 @@ def _unexplained(
 
 def _answers(seed: int, n_draws: int, dims: int) -> Tensor:
     """Stand in for a network's answers: the entries of one draw go together."""
-    shared = 0.5 * _normal(seed, n_draws, 1) + 0.2
-    return shared + 0.5 * _normal(seed + 1, n_draws, dims)
+    shared = 0.5 * normals(seed, n_draws, 1) + 0.2
+    return shared + 0.5 * normals(seed + 1, n_draws, dims)
 
 
 UNEXPLAINED = Exercise(
@@ -134,7 +124,7 @@ def _width(
 
 def _strides() -> Pair:
     """Return the bars at both ends of four strides, those at s first."""
-    return _exact([0.95, 0.6, 0.3, 0.05]), _exact([0.92, 0.5, 0.1, 0.02])
+    return exact([0.95, 0.6, 0.3, 0.05]), exact([0.92, 0.5, 0.1, 0.02])
 
 
 WIDTH = Exercise(
@@ -142,8 +132,8 @@ WIDTH = Exercise(
     "what a stride cannot know of x_0 belongs in its noise: the curve u sets every best width.",
     _width,
     lambda: [
-        (_exact([0.1, 0.3, 0.7, 0.95]), *_strides(), _exact(0.5)),
-        (_exact([0.6, 0.2, 0.05, 0.4]), *_strides(), _exact([[0.0], [0.8], [1.0]])),
+        (exact([0.1, 0.3, 0.7, 0.95]), *_strides(), exact(0.5)),
+        (exact([0.6, 0.2, 0.05, 0.4]), *_strides(), exact([[0.0], [0.8], [1.0]])),
     ],
     (
         Mistake(
@@ -321,8 +311,8 @@ _to_one = partial(_clipped, most=lambda ratio, r: ratio)
 
 def _clipped_probes() -> Probes:
     """Give estimates below 0, between and above 1: r bounds the last strides, u the first."""
-    rows = _exact([[-0.3], [0.4], [0.9], [1.2], [1.8]]), _exact([[-4.0], [0.08], [0.7], [5.0]])
-    return [(u, *_strides(), _exact(r)) for u, r in zip(rows, (0.6, 2.0), strict=True)]
+    rows = exact([[-0.3], [0.4], [0.9], [1.2], [1.8]]), exact([[-4.0], [0.08], [0.7], [5.0]])
+    return [(u, *_strides(), exact(r)) for u, r in zip(rows, (0.6, 2.0), strict=True)]
 
 
 CLIPPED = Exercise(
@@ -409,7 +399,7 @@ def _stage(
 def _stage_probes() -> Probes:
     """Give answers above 0 whose variances are on either side of 0 and 1."""
     return [
-        (_normal(k, *shape), 0.8 * _normal(k + 1, *shape), _normal(k + 2, *shape).exp())
+        (normals(k, *shape), 0.8 * normals(k + 1, *shape), normals(k + 2, *shape).exp())
         for k, shape in enumerate([(5, 3), (4, 2)])
     ]
 
@@ -504,7 +494,7 @@ def _cheapest_probes() -> Probes:
     probes = []
     for seed, (n, k) in enumerate([(9, 4), (10, 3)]):
         later = torch.ones(n, n, dtype=torch.bool).triu(1)
-        probes.append((torch.where(later, 0.1 + _normal(seed, n, n).abs(), torch.inf), k))
+        probes.append((torch.where(later, 0.1 + normals(seed, n, n).abs(), torch.inf), k))
     return probes
 
 

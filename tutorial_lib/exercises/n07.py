@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutorial_lib.dpm_solver import fast_orders, phi_2
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, exact, normals
 from tutorial_lib.schedule import CosineVP, LinearVP, Schedule
 
-Probes = list[tuple[Any, ...]]
 Pair = tuple[Tensor, Tensor]
 Rule = Callable[[Tensor], Tensor]
 OfTwo = Callable[[Tensor, Tensor], Tensor]
 OfThree = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _exact(value: float | list[float]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _slope_weight(h: Tensor) -> Tensor:
@@ -42,7 +32,7 @@ def _weights_probes() -> Probes:
 
     However e^h - 1 - h is then computed without expm1, it is wrong by the same last bit.
     """
-    return [(_exact([0.05, 0.4, 1.1, 2.5]),), (_exact([7.0, 9.0, 13.0]) / 2**26,)]
+    return [(exact([0.05, 0.4, 1.1, 2.5]),), (exact([7.0, 9.0, 13.0]) / 2**26,)]
 
 
 WEIGHTS = Exercise(
@@ -121,7 +111,7 @@ def _average(a: Tensor, b: Tensor) -> Tensor:
 
 def _middle_probes() -> Probes:
     """Give single steps and many, on schedules where lambda is not linear in t."""
-    ends = [(_exact(0.8), _exact(0.2)), (_exact([0.9, 0.5, 0.3]), _exact([0.6, 0.05, 0.1]))]
+    ends = [(exact(0.8), exact(0.2)), (exact([0.9, 0.5, 0.3]), exact([0.6, 0.05, 0.1]))]
     return [(*pair, s.lambda_, s.time_of) for s in (LinearVP(), CosineVP()) for pair in ends]
 
 
@@ -172,12 +162,13 @@ MIDDLE = Exercise(
             _of_mean(lambda a, b: b),
         ),
     ),
+    tolerance=1e-6,  # for who asks in single precision
 )
 
 
 def _look(x: Tensor) -> Tensor:
     """Stand in for a network at one time: any function of the point that is not symmetric."""
-    return torch.tanh(0.7 * x + 0.1) + 0.4 * x.roll(1, dims=1)
+    return torch.tanh(0.7 * x + 0.1) + 0.4 * x.roll(1, dims=-1)
 
 
 def _rise(t: Pair, s: Pair) -> Tensor:
@@ -223,7 +214,7 @@ def _second_probes() -> Probes:
     for k, (schedule, t, s) in enumerate([(LinearVP(), 0.6, 0.3), (CosineVP(), 0.7, 0.4)]):
         m = schedule.time_of(_average(schedule.lambda_(t), schedule.lambda_(s)))
         ends = (_levels(schedule, time) for time in (t, m, s))
-        probes.append((_normal(k, 4, 3), _normal(k + 2, 4, 3), _look, *ends))
+        probes.append((normals(k, 4, 3), normals(k + 2, 4, 3), _look, *ends))
     return probes
 
 
@@ -320,8 +311,8 @@ def _multistep_probes() -> Probes:
     grids = (LinearVP(), [0.7, 0.5, 0.2]), (CosineVP(), [0.9, 0.6, 0.5])
     for k, (schedule, times) in enumerate(grids):
         _, t, s = times
-        h_before, h = schedule.lambda_(_exact(times)).diff()
-        points = (_normal(3 * k + i, 4, 2) for i in range(3))
+        h_before, h = schedule.lambda_(exact(times)).diff()
+        points = (normals(3 * k + i, 4, 2) for i in range(3))
         probes.append((*points, h, h_before, *_levels(schedule, s), schedule.sigma(t)))
     return probes
 
@@ -412,6 +403,11 @@ FAST = Exercise(
     lambda: [(evaluations,) for evaluations in range(1, 12)],
     (
         Mistake(
+            "no tensor",
+            "these are the orders: return them in a tensor.",
+            lambda n: tuple(fast_orders(n)),
+        ),
+        Mistake(
             "only 3s",
             "K = n // 3 + 1 also where 3 divides n: one step more, by ending in orders 2 and 1.",
             _ending((), (1,), (2,)),
@@ -476,9 +472,9 @@ def _next_probes() -> Probes:
     """Give tries of both orders, two accepted and two refused."""
     probes = []
     for k, (order, gap) in enumerate([(2, 0.02), (3, 0.06), (3, 0.015), (2, 0.3)]):
-        before, change, error = (_normal(3 * k + i, 4, 3) for i in range(3))
+        before, change, error = (normals(3 * k + i, 4, 3) for i in range(3))
         low = before + 0.5 * change
-        probes.append((low, low + gap * error, before, _exact(0.1 + 0.2 * k), order, 0.03, 0.05))
+        probes.append((low, low + gap * error, before, exact(0.1 + 0.2 * k), order, 0.03, 0.05))
     return probes
 
 

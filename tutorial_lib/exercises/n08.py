@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, exact, normals
 from tutorial_lib.schedule import CosineVP, LinearVP
 
-Probes = list[tuple[Any, ...]]
 Rule = Callable[[Tensor], Tensor]
 OfTwo = Callable[[Tensor, Tensor], Tensor]
 OfThree = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _exact(value: float | list[float]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _guided_noise(
@@ -36,7 +26,7 @@ def _guided_noise(
 
 def _guided_noise_probes() -> Probes:
     return [
-        (_normal(k, 4, 3), _normal(k + 3, 4, 3), _exact(sigma), scale)
+        (normals(k, 4, 3), normals(k + 3, 4, 3), exact(sigma), scale)
         for k, (sigma, scale) in enumerate([(0.3, 2.0), (0.9, 0.5), (0.6, 4.0)])
     ]
 
@@ -107,14 +97,14 @@ def _guided_step(mean: Tensor, variance: Tensor, slope: Rule, scale: float, z: T
 
 def _slope(x: Tensor) -> Tensor:
     """Stand in for a gradient of log p(y | x_s): any function of the point that bends."""
-    return 0.8 - torch.tanh(1.5 * x) + 0.4 * x.roll(1, dims=1)
+    return 0.8 - torch.tanh(1.5 * x) + 0.4 * x.roll(1, dims=-1)
 
 
 def _guided_step_probes() -> Probes:
     """Give one variance for all, and one for each number, as a learned one is."""
-    widths = (_exact(0.3), 0.2 + 0.3 * torch.sigmoid(_normal(4, 5, 2)))
+    widths = (exact(0.3), 0.2 + 0.3 * torch.sigmoid(normals(4, 5, 2)))
     return [
-        (_normal(k, 5, 2), width, _slope, scale, _normal(k + 2, 5, 2))
+        (normals(k, 5, 2), width, _slope, scale, normals(k + 2, 5, 2))
         for k, (width, scale) in enumerate(zip(widths, (3.0, 0.6), strict=True))
     ]
 
@@ -201,14 +191,14 @@ def _uphill(
 
 
 def _classifier(seed: int, dims: int, n_classes: int) -> Rule:
-    weights, heads = _normal(seed, dims, 8), _normal(seed + 1, 8, n_classes)
+    weights, heads = normals(seed, dims, 8), normals(seed + 1, 8, n_classes)
     return lambda x: torch.tanh(x @ weights) @ heads
 
 
 def _uphill_probes() -> Probes:
     labels = (torch.tensor([2, 0, 1, 2, 2]), torch.tensor([3, 1, 1]))
     return [
-        (_classifier(4 * k, dims, n_classes), _normal(4 * k + 2, len(y), dims), y)
+        (_classifier(4 * k, dims, n_classes), normals(4 * k + 2, len(y), dims), y)
         for k, (y, dims, n_classes) in enumerate(zip(labels, (2, 4), (3, 4), strict=True))
     ]
 
@@ -293,11 +283,11 @@ def _aware_loss(
 
 
 def _aware_classifier(seed: int, dims: int, n_classes: int) -> OfTwo:
-    weights, heads = _normal(seed, dims + 1, 8), _normal(seed + 1, 8, n_classes)
+    weights, heads = normals(seed, dims + 1, 8), normals(seed + 1, 8, n_classes)
 
     def logits(xt: Tensor, t: Tensor) -> Tensor:
-        times = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1).expand(len(xt), 1)
-        return torch.tanh(torch.cat([xt, 2 * times], 1) @ weights) @ heads
+        times = torch.as_tensor(t).to(xt).reshape(-1, 1).expand(len(xt), 1)
+        return torch.tanh(torch.cat([xt, 2 * times], 1) @ weights.to(xt)) @ heads.to(xt)
 
     return logits
 
@@ -307,8 +297,8 @@ def _aware_probes() -> Probes:
     probes = []
     labels = (torch.tensor([2, 0, 1, 2, 0]), torch.tensor([3, 1, 0, 2]))
     for k, (y, dims) in enumerate(zip(labels, (2, 3), strict=True)):
-        schedule, t = (LinearVP(), CosineVP())[k], torch.sigmoid(_normal(5 * k, len(y)))
-        x0, eps = _normal(5 * k + 1, len(y), dims), _normal(5 * k + 2, len(y), dims)
+        schedule, t = (LinearVP(), CosineVP())[k], torch.sigmoid(normals(5 * k, len(y)))
+        x0, eps = normals(5 * k + 1, len(y), dims), normals(5 * k + 2, len(y), dims)
         logits = _aware_classifier(5 * k + 3, dims, dims + 1)
         probes.append((logits, x0, y, t, eps, schedule.alpha, schedule.sigma))
     return probes
@@ -393,9 +383,9 @@ def _class_probes() -> Probes:
     """Give classes that overlap, of unlike sizes and shares, lest a term hardly counts."""
     probes = []
     for k, (dims, alpha) in enumerate([(2, 0.9), (3, 0.6), (2, 0.4)]):
-        means, x = _normal(2 * k, 3, dims), _normal(2 * k + 1, 5, dims)
-        levels = _exact(alpha), _exact((1 - alpha**2) ** 0.5)
-        probes.append((x, *levels, means, _exact([0.3, 1.5, 0.7]), _exact([0.2, 0.5, 0.3])))
+        means, x = normals(2 * k, 3, dims), normals(2 * k + 1, 5, dims)
+        levels = exact(alpha), exact((1 - alpha**2) ** 0.5)
+        probes.append((x, *levels, means, exact([0.3, 1.5, 0.7]), exact([0.2, 0.5, 0.3])))
     return probes
 
 
@@ -495,9 +485,9 @@ def _adaptive_probes() -> Probes:
     """Give channels of many sizes; in the second, all so small that 1e-5 counts."""
     probes = []
     for k, (size, groups, channels) in enumerate([(1.0, 3, 6), (0.01, 2, 8)]):
-        loud, level = _normal(5 * k, 2, channels).exp(), _normal(5 * k + 1, 2, channels)
-        h = size * (_wide(loud) * _normal(5 * k + 2, 2, channels, 3, 2) + _wide(level))
-        given = (0.6 * _normal(5 * k + i, 2, channels) for i in (3, 4))
+        loud, level = normals(5 * k, 2, channels).exp(), normals(5 * k + 1, 2, channels)
+        h = size * (_wide(loud) * normals(5 * k + 2, 2, channels, 3, 2) + _wide(level))
+        given = (0.6 * normals(5 * k + i, 2, channels) for i in (3, 4))
         probes.append((h, *given, groups))
     return probes
 

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutorial_lib.exercises import Exercise, Mistake
+from tutorial_lib.exercises.probes import Probes, exact, normals
 
-Probes = list[tuple[Any, ...]]
 Pair = tuple[Tensor, Tensor]
 Rule = Callable[[Tensor], Tensor]
 OfTwo = Callable[[Tensor, Tensor], Tensor]
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _exact(value: float | list[float]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _extrapolate(eps_cond: Tensor, eps_uncond: Tensor, w: float) -> Tensor:
@@ -39,7 +29,7 @@ EXTRAPOLATE = Exercise(
     "09.1",
     "guidance goes from the guess without a label through the one with it, and w beyond.",
     _extrapolate,
-    lambda: [(_normal(k, 4, 5), _normal(k + 3, 4, 5), w) for k, w in enumerate((0.7, 3.0, 1.6))],
+    lambda: [(normals(k, 4, 5), normals(k + 3, 4, 5), w) for k, w in enumerate((0.7, 3.0, 1.6))],
     (
         Mistake(
             "s for w",
@@ -121,9 +111,9 @@ TO_W = Exercise(
     "papers count from different starts: compare the weights of eps_c, not the numbers.",
     _to_w,
     lambda: [
-        (_exact([0.0, 0.3, 1.5, 4.0]), "w"),
-        (_exact([0.0, 1.0, 3.0, 7.5]), "s"),
-        (_exact([0.0, 1.0, 2.5, 6.0]), "half"),
+        (exact([0.0, 0.3, 1.5, 4.0]), "w"),
+        (exact([0.0, 1.0, 3.0, 7.5]), "s"),
+        (exact([0.0, 1.0, 2.5, 6.0]), "half"),
     ],
     (
         Mistake(
@@ -194,29 +184,18 @@ def _drop_labels(y: Tensor, draws: Tensor, p: float, null: int) -> Tensor:
     return torch.where(draws < p, null, y)
 
 
-def _in_place(y: Tensor, draws: Tensor, p: float, null: int) -> Tensor:
-    for k in range(len(y)):  # by a mask torch would warn of memory that is shared
-        if draws[k] < p:
-            y[k] = null
-    return y
-
-
 def _lowest(y: Tensor, draws: Tensor, p: float, null: int) -> Tensor:
     rank = draws.argsort().argsort()
     return torch.where(rank < round(p * len(y)), null, y)
 
 
 def _drop_probes() -> Probes:
-    """Give p of 0 and 1 too, with a draw of 0; in the last all labels are one number in memory.
-
-    What is written there in one place changes all: so an answer that spoils y is found.
-    """
+    """Give p of 0 and 1 too, with a draw of 0."""
     generator, y = torch.Generator().manual_seed(4), torch.tensor([3, 0, 5, 1, 1, 4, 2, 5, 3, 1])
     draws = torch.rand(10, generator=generator, dtype=torch.float64)
     lowest = torch.where(draws == draws.min(), 0.0, draws)
     ends = [(y, lowest, p, 6) for p in (0.0, 1.0)]
-    one = y[0].expand(10)
-    return [(y, draws, 0.3, 6), (y, draws.flip(0), 0.6, 7), *ends, (one, draws, 0.4, 6)]
+    return [(y, draws, 0.3, 6), (y, draws.flip(0), 0.6, 7), *ends]
 
 
 DROP = Exercise(
@@ -239,11 +218,6 @@ DROP = Exercise(
             "less or equal",
             "draws may be 0 but never 1: with < a p of 0 drops none, a p of 1 drops all.",
             lambda y, draws, p, null: torch.where(draws <= p, null, y),
-        ),
-        Mistake(
-            "in place",
-            "y is the caller's, who needs its labels again: write into a clone of it.",
-            _in_place,
         ),
         Mistake(
             "zero for null",
@@ -276,6 +250,7 @@ DROP = Exercise(
             lambda y, draws, p, null: _drop_labels(y, draws, 0.1, null),
         ),
     ),
+    keeps="y is the caller's, who needs its labels again: write into a clone of it.",
 )
 
 
@@ -283,15 +258,15 @@ class _Once:
     """Stand in for a network: answer each row by itself, and raise at a second call."""
 
     def __init__(self, seed: int, dims: int) -> None:
-        self.table, self.called = _normal(seed, 8, dims), False
+        self.table, self.called = normals(seed, 8, dims), False
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         if self.called:
             raise RuntimeError("the network was called a second time")
         self.called = True
         if not len(x) == len(t) == len(y):
-            raise ValueError(f"{len(x)} points, {len(t)} times and {len(y)} labels")
-        return torch.tanh(x + t[:, None] * self.table[y]) + 0.4 * x.roll(1, dims=1)
+            raise ValueError(f"points:{len(x)} times:{len(t)} labels:{len(y)}")
+        return torch.tanh(x + t[:, None] * self.table[y].to(x)) + 0.4 * x.roll(1, dims=-1)
 
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -308,10 +283,11 @@ def _at_once(
     twice: Rule = lambda rows: torch.cat([rows, rows]),
     times: Rule = lambda t: torch.cat([t, t]),
     other: Callable[[Tensor, int], Tensor] = torch.full_like,
+    labels: Callable[[Tensor, Tensor], Tensor] = lambda y, null: torch.cat([y, null]),
     halves: Callable[[Tensor], tuple[Tensor, ...]] = lambda eps: eps.chunk(2),
     guide: Callable[[Tensor, Tensor, float], Tensor] = _extrapolate,
 ) -> Tensor:
-    eps = network(twice(x), times(t), torch.cat([y, other(y, null)]))
+    eps = network(twice(x), times(t), labels(y, other(y, null)))
     return guide(*halves(eps), w)
 
 
@@ -332,7 +308,7 @@ def _at_once_probes() -> Probes:
     """Give labels on both sides of null, so that no habit about its place goes unseen."""
     probes = []
     for k, (labels, null, w) in enumerate([([1, 5, 3, 0], 2, 1.5), ([4, 2, 6, 6, 1], 7, 0.6)]):
-        x, t = _normal(3 * k, len(labels), 4), torch.sigmoid(_normal(3 * k + 1, len(labels)))
+        x, t = normals(3 * k, len(labels), 4), torch.sigmoid(normals(3 * k + 1, len(labels)))
         probes.append((_Once(3 * k + 2, 4), x, t, torch.tensor(labels), null, w))
     return probes
 
@@ -379,6 +355,16 @@ AT_ONCE = Exercise(
             partial(_at_once, halves=lambda eps: (eps[::2], eps[1::2])),
         ),
         Mistake(
+            "y not repeated",
+            "2 B rows need 2 B labels: y, and as many nulls after it.",
+            partial(_at_once, labels=lambda y, null: y),
+        ),
+        Mistake(
+            "x not repeated",
+            "2 B rows need 2 B points: each is asked with its label and without.",
+            partial(_at_once, twice=lambda x: x),
+        ),
+        Mistake(
             "t not repeated",
             "2 B rows need 2 B times: repeat t as x.",
             partial(_at_once, times=lambda t: t),
@@ -420,7 +406,7 @@ def _two_variances(
 
 
 def _two_variances_probes() -> Probes:
-    narrow, wide = _exact([0.2, 0.5, 1.0, 2.0]), _exact([1.0, 0.8, 3.3, 2.6])
+    narrow, wide = exact([0.2, 0.5, 1.0, 2.0]), exact([1.0, 0.8, 3.3, 2.6])
     return [(narrow, wide, w) for w in (0.5, 2.0)]
 
 
@@ -505,7 +491,7 @@ IMPLICIT = Exercise(
     "one network, asked twice, implies a classifier that nobody trained.",
     _implicit,
     lambda: [
-        (_normal(k, 4, 3), _normal(k + 3, 4, 3), _exact(sigma))
+        (normals(k, 4, 3), normals(k + 3, 4, 3), exact(sigma))
         for k, sigma in enumerate((0.3, 0.9, 0.6))
     ],
     (

@@ -61,7 +61,7 @@ def evaluate(config: DiffusionRun, images: Images, unseen: Images, out: Path) ->
 def judge_of(device: str, real: Tensor, weights: Path | None = None) -> judge.Judge | None:
     """Return who scores samples against real pixels, if that classifier has been trained.
 
-    It is the one of clean pictures, or that of `weights`, asked at t = 0.
+    It is the one of clean pictures, or that of `weights`, asked at clock 0.
     """
     weights = weights or judge.WEIGHTS
     if not weights.exists():
