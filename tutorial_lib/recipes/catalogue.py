@@ -260,8 +260,8 @@ RECIPES = {
             **{"curve_images": 8, "channels": 8, "pictured": 4},
         ),
     ),
-    "cifar10_solvers": _solvers(("log-SNR",), (5, 6, 10, 15, 20, 50), minutes=9, pictured=6),
-    "cifar10_solvers_grids": _solvers(("uniform", "quadratic"), (5, 10, 20), minutes=9),
+    "cifar10_solvers": _solvers(("log-SNR",), (5, 6, 10, 15, 20, 50), minutes=7, pictured=6),
+    "cifar10_solvers_grids": _solvers(("uniform", "quadratic"), (5, 10, 20), minutes=7),
     "cifar10_solvers_from_1": _solvers(("log-SNR", "uniform"), (10,), minutes=4, start=1.0),
     "cifar10_classifier_guidance": Recipe(
         "The course network guided by the noise-aware classifier, at scales from 0 to 8",

@@ -172,15 +172,18 @@ def headline(found: Metrics) -> str:
 
 def solvers_headline(found: Metrics) -> str:
     """Say which solver came closest without guidance in about ten evaluations, and DDIM."""
-    grid = found["table"][-1]["grid"]
-    free = [r for r in found["table"] if r["w"] < 0 and r["grid"] == grid and "fd_classifier" in r]
-    if not free:
+    free = [row for row in found["table"] if row["w"] < 0 and "fd_classifier" in row]
+    counts = {row["evaluations"] for row in free if row["solver"] == "DDIM"}
+    if not counts:
         return headline(found)
-    counts = (row["evaluations"] for row in free if row["solver"] == "DDIM")  # the fine walk's not
     count = min(counts, key=lambda n: abs(n - 10))
-    rows = {row["solver"]: row["fd_classifier"] for row in free if row["evaluations"] == count}
-    best = min(rows, key=rows.get)
-    return f"FD-classifier {rows[best]:.2f} in {count} by {best}, {rows['DDIM']:.2f} by DDIM"
+    short = [row for row in free if row["evaluations"] == count]
+    plain = [row for row in short if row["solver"] == "DDIM"]
+    best, ddim = (min(rows, key=lambda row: row["fd_classifier"]) for rows in (short, plain))
+    return (
+        f"FD-classifier {best['fd_classifier']:.2f} in {count} by {best['solver']}, "
+        f"{best['grid']} times; {ddim['fd_classifier']:.2f} by DDIM, {ddim['grid']}"
+    )
 
 
 def draw(way: Way, config: AnyRun) -> tuple[Tensor, Tensor, float]:
