@@ -30,6 +30,8 @@ FLOORS = (
         "download",
         "cifar10",
         "data",
+        "shape_world",
+        "captions",
         "metrics",
         "interrupts",
         "recorded",

@@ -1,0 +1,138 @@
+"""Captions of the shape world, read back by a parser of our own, and what makes them true. 2 s."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from truths import generator
+
+from tutorial_lib.captions import (
+    RELATIONS,
+    UNSAID,
+    Claims,
+    captions,
+    draw_claims,
+    holds,
+    relations,
+)
+from tutorial_lib.shape_world import COLOURS, MOST, SHAPES, SIZES, draw_scenes
+
+SAME = {"to the left of": "left of", "to the right of": "right of", "over": "above"}
+SAME |= {"under": "below"}
+WORDS = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES}
+BETWEEN = "|".join([*sorted(SAME, key=len, reverse=True), *RELATIONS])
+
+
+def world(n=3000, seed=0):
+    scenes = draw_scenes(n, generator=generator(seed))
+    return scenes, draw_claims(scenes, generator=generator(seed + 1))
+
+
+def understood(text):
+    """What a caption says: the things in their order, and the relation of the first two."""
+    text = re.sub(r"^(a picture of|there is) ", "", text)
+    relation = re.search(rf" ({BETWEEN}) ", text)
+    parts = re.split(rf" (?:{BETWEEN}) |, and |, | and ", text)
+    things = []
+    for part in parts:
+        article, *words, last = part.split()
+        assert article == ("an" if (words or [last])[0][0] in "aeiou" else "a"), text
+        thing = dict.fromkeys(WORDS, UNSAID)
+        for word in (*words, last):
+            if word == "thing":
+                continue
+            (name,) = (k for k, known in WORDS.items() if word in known)
+            thing[name] = WORDS[name].index(word)
+        things.append(tuple(thing.values()))
+    name = relation and SAME.get(relation[1], relation[1])
+    return things, RELATIONS.index(name) if name else UNSAID
+
+
+def test_captions_say_what_they_claim_and_nothing_else():
+    _, claims = world()
+    mirrored = 0
+    for k, text in enumerate(captions(claims, generator=generator(5))):
+        things, relation = understood(text)
+        said = [
+            tuple(int(getattr(claims, name)[k, i]) for name in WORDS)
+            for i in range(int(claims.count[k]))
+        ]
+        if relation != claims.relation[k]:
+            mirrored += 1
+            assert relation == int(claims.relation[k]) ^ 1, text
+            said[:2] = said[1::-1]
+        assert things == said, text
+    assert 0.3 < mirrored / int((claims.relation != UNSAID).sum()) < 0.7
+
+
+def test_wordings_vary():
+    _, claims = world(1)
+    claims = replace(claims, count=torch.tensor([2]), relation=torch.tensor([0]))
+    said = {captions(claims, generator=generator(k))[0] for k in range(200)}
+    assert len(said) == 3 * 4  # openings, and ways to say a relation
+
+
+def test_a_caption_is_true_of_its_scene_and_rarely_of_another():
+    scenes, claims = world()
+    assert holds(claims, scenes).all()
+    assert holds(claims, scenes[torch.arange(1, 3001) % 3000]).double().mean() < 0.02
+
+
+@pytest.mark.parametrize("name", ["size", "colour", "shape"])
+def test_one_false_word_makes_a_caption_false(name):
+    scenes, claims = world()
+    alone = (scenes.present.sum(1) == 1) & (getattr(claims, name)[:, 0] != UNSAID)
+    other = (getattr(scenes, name) + 1) % len(WORDS[name])
+    changed = replace(scenes, **{name: other})
+    assert not holds(claims, changed)[alone].any()
+    unsaid = (scenes.present.sum(1) == 1) & ~alone
+    assert holds(claims, changed)[unsaid].all() and unsaid.any()
+
+
+def test_a_false_relation_makes_a_caption_false_and_a_mirror_true():
+    scenes, claims = world()
+    told = claims.relation != UNSAID
+    wrong = replace(claims, relation=torch.where(told, claims.relation ^ 1, UNSAID))
+    distinct = told & (scenes.colour[:, 0] != scenes.colour[:, 1]) & (claims.count == 2)
+    distinct &= ((claims.colour != UNSAID) & scenes.present).sum(1) == 2
+    assert distinct.sum() > 300 and not holds(wrong, scenes)[distinct].any()
+    swapped = {name: getattr(claims, name)[:, [1, 0, 2]] for name in WORDS}
+    assert holds(replace(wrong, **swapped), scenes)[told].all()
+
+
+def test_the_number_of_objects_is_always_said():
+    scenes, claims = world()
+    fewer = replace(scenes, present=scenes.present & (torch.arange(MOST) < 2))
+    three = claims.count == 3
+    assert not holds(claims, fewer)[three].any()
+    assert torch.equal(claims.count, scenes.present.sum(1))
+
+
+def test_the_order_of_objects_does_not_matter():
+    scenes, claims = world()
+    order = [2, 0, 1]
+    names = ("present", "shape", "colour", "size", "centre", "radius")
+    turned = replace(scenes, **{name: getattr(scenes, name)[:, order] for name in names})
+    assert holds(claims, turned).all()
+
+
+def test_relations_by_hand():
+    first, second = torch.tensor([0.1, 0.2]), torch.tensor([[0.8, 0.1], [0.0, 0.9], [0.5, 0.6]])
+    pairs = torch.stack([first.expand(3, 2), second], 1)
+    names = [RELATIONS[k] if k != UNSAID else None for k in relations(pairs)]
+    assert names == ["left of", "above", None]
+    assert [RELATIONS[k] for k in relations(pairs[:2].flip(1))] == ["right of", "below"]
+
+
+def test_what_is_said_is_left_out_now_and_then():
+    scenes, claims = world(20_000)
+    there = scenes.present
+    shares = {name: (getattr(claims, name)[there] != UNSAID).double().mean() for name in WORDS}
+    assert shares == pytest.approx({"size": 0.6, "colour": 0.9, "shape": 0.91}, abs=0.01)
+    clear = there[:, 1] & (relations(scenes.centre[:, :2]) != UNSAID)
+    related = claims.relation != UNSAID
+    assert related[clear].double().mean() == pytest.approx(0.8, abs=0.015)
+    assert not related[~clear].any()
+    assert ((claims.colour == UNSAID) & (claims.shape == UNSAID) & there).sum() == 0
+    assert isinstance(claims, Claims) and (claims.size[~there] == UNSAID).all()
