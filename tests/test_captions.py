@@ -8,13 +8,20 @@ import torch
 from truths import generator
 
 from tutorial_lib.captions import (
+    END,
+    LENGTH,
+    PAD,
     RELATIONS,
+    START,
     UNSAID,
+    VOCABULARY,
     Claims,
-    captions,
+    caption_tokens,
     draw_claims,
     holds,
+    read_tokens,
     relations,
+    write_tokens,
 )
 from tutorial_lib.shape_world import COLOURS, MOST, SHAPES, SIZES, draw_scenes
 
@@ -52,7 +59,7 @@ def understood(text):
 def test_captions_say_what_they_claim_and_nothing_else():
     _, claims = world()
     mirrored = 0
-    for k, text in enumerate(captions(claims, generator=generator(5))):
+    for k, text in enumerate(read_tokens(caption_tokens(claims, generator=generator(5)))):
         things, relation = understood(text)
         said = [
             tuple(int(getattr(claims, name)[k, i]) for name in WORDS)
@@ -66,10 +73,31 @@ def test_captions_say_what_they_claim_and_nothing_else():
     assert 0.3 < mirrored / int((claims.relation != UNSAID).sum()) < 0.7
 
 
+def test_tokens_are_words_and_words_tokens():
+    _, claims = world()
+    tokens = caption_tokens(claims, generator=generator(5))
+    assert tokens.shape == (3000, LENGTH)
+    assert torch.equal(write_tokens(read_tokens(tokens)), tokens)
+    assert (tokens[:, 0] == START).all() and ((tokens == END).sum(1) == 1).all()
+    ends = (tokens == END).long().argmax(1)[:, None]
+    assert torch.equal(tokens == PAD, torch.arange(LENGTH) > ends)
+    used = {VOCABULARY[k] for k in tokens.unique().tolist()}
+    assert used == set(VOCABULARY)  # each word is in use, and none is lacking
+
+
+def test_captions_as_people_type_them():
+    typed, same = "A red circle, and a Blue ring", "a red circle, and a blue ring"
+    assert read_tokens(write_tokens([typed])) == [same]
+    with pytest.raises(ValueError, match="no caption has the word 'crimson'; the words are: ,"):
+        write_tokens(["a crimson circle"])
+    with pytest.raises(ValueError, match="at most 22 words, this one 24"):
+        write_tokens(["a red circle " * 8])
+
+
 def test_wordings_vary():
     _, claims = world(1)
     claims = replace(claims, count=torch.tensor([2]), relation=torch.tensor([0]))
-    said = {captions(claims, generator=generator(k))[0] for k in range(200)}
+    said = {read_tokens(caption_tokens(claims, generator=generator(k)))[0] for k in range(200)}
     assert len(said) == 3 * 4  # openings, and ways to say a relation
 
 

@@ -1,11 +1,12 @@
 """What may be said of scenes of the shape world, in words and exactly.
 
 A caption says of each object some of its size, colour and shape, and of the first two how they
-lie. What it does not say may be anything.
+lie. What it does not say may be anything. All is made on torch's default device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -17,13 +18,19 @@ from tutorial_lib.shape_world import COLOURS, MOST, SHAPES, SIZES, Scenes
 RELATIONS = ("left of", "right of", "above", "below")
 UNSAID = -1
 CLEAR = 0.25  # how much farther apart two centres are along a relation than across it
-_WORDINGS = {
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-}
-_OPENINGS = ("", "", "a picture of ", "there is ")
+_OPENINGS = ("", "", "a picture of", "there is")
+_BETWEEN = (  # two wordings of each relation, and none
+    *("left of", "to the left of", "right of", "to the right of"),
+    *("above", "over", "below", "under", ""),
+)
+PAD, START, END = 0, 1, 2
+VOCABULARY = (
+    *("<pad>", "<start>", "<end>", ",", "and", "a", "an", "picture", "of", "there", "is"),
+    *("to", "the", "left", "right", "above", "over", "below", "under"),
+    *(*SIZES, *COLOURS, *SHAPES, "thing"),
+)
+LENGTH = 24
+_NUMBERS = {word: k for k, word in enumerate(VOCABULARY)}
 _SAID = {"size": 0.6, "colour": 0.9, "shape": 0.9, "relation": 0.8}  # how often
 
 
@@ -95,38 +102,87 @@ def holds(claims: Claims, scenes: Scenes) -> Tensor:
     return right
 
 
-def captions(claims: Claims, *, generator: Generator) -> list[str]:
-    """Return what is claimed in words, in one of several wordings each."""
-    rolls = torch.randint(4, (len(claims.count), 2), generator=generator).tolist()
-    columns = (claims.count, claims.size, claims.colour, claims.shape, claims.relation)
-    rows = zip(*(column.tolist() for column in columns), rolls, strict=True)
-    return [_caption(*row) for row in rows]
+def caption_tokens(claims: Claims, *, generator: Generator) -> Tensor:
+    """Return what is claimed in one of several wordings, as tokens (B, LENGTH).
+
+    A caption begins with START, ends with END and is filled up with PAD.
+    """
+    n = len(claims.count)
+    mirrored, which = (torch.rand(n, generator=generator) < 0.5 for _ in range(2))
+    opening = torch.randint(len(_OPENINGS), (n,), generator=generator)
+    related = claims.relation != UNSAID
+    things = _things(claims)  # (B, N, 4)
+    swapped = things[:, [1, 0, *range(2, MOST)]]
+    things = torch.where((related & mirrored)[:, None, None], swapped, things)
+    relation = torch.where(mirrored, claims.relation ^ 1, claims.relation)
+    between = _table(_BETWEEN)[torch.where(related, 2 * relation + which, -1)]
+    two, three = claims.count == 2, claims.count == 3
+    comma = torch.where(three & ~related, _ids(","), PAD)
+    links = torch.where(two & ~related, _ids("and"), comma)
+    parts = [
+        torch.full((n, 1), START),
+        _table(_OPENINGS)[opening],
+        things[:, 0],
+        torch.where(related[:, None], between, PAD),
+        links[:, None],
+        things[:, 1],
+        torch.where(three & related, _ids(","), PAD)[:, None],
+        torch.where(three, _ids("and"), PAD)[:, None],
+        things[:, 2],
+        torch.full((n, 1), END),
+    ]
+    slots = torch.cat(parts, 1)
+    filled = slots.gather(1, (slots == PAD).to(torch.int8).argsort(dim=1, stable=True))
+    return filled[:, :LENGTH]
 
 
-def _caption(
-    count: int,
-    sizes: list[int],
-    colours: list[int],
-    shapes: list[int],
-    relation: int,
-    rolls: list[int],
-) -> str:
-    things = [_thing(*said) for said in zip(sizes, colours, shapes, strict=True)][:count]
-    opening, wording = _OPENINGS[rolls[0]], rolls[1] % 2
-    if relation == UNSAID:
-        *first, last = things
-        return opening + (f"{', '.join(first)} and {last}" if first else last)
-    name = RELATIONS[relation]
-    if rolls[1] > 1:  # the same from the other side
-        name = RELATIONS[relation ^ 1]
-        things[:2] = things[1::-1]
-    text = f"{opening}{things[0]} {_WORDINGS[name][wording]} {things[1]}"
-    return text + "".join(f", and {thing}" for thing in things[2:])
+def read_tokens(tokens: Tensor) -> list[str]:
+    """Return the captions that tokens (B, L) spell."""
+    silent = {PAD, START, END}
+    texts = (" ".join(VOCABULARY[k] for k in row if k not in silent) for row in tokens.tolist())
+    return [text.replace(" ,", ",") for text in texts]
 
 
-def _thing(size: int, colour: int, shape: int) -> str:
-    """Return such as "a small red circle"; "thing" stands for a shape that is not said."""
-    said = [tuple(SIZES)[size]] if size != UNSAID else []
-    said += [tuple(COLOURS)[colour]] if colour != UNSAID else []
-    words = [*said, SHAPES[shape] if shape != UNSAID else "thing"]
-    return ("an " if words[0][0] in "aeiou" else "a ") + " ".join(words)
+def write_tokens(texts: Iterable[str]) -> Tensor:
+    """Return the tokens (B, LENGTH) of captions, in small letters or large.
+
+    Raises ValueError for a word that the world does not know, or a caption that is too long.
+    """
+    rows = []
+    for text in texts:
+        words = text.lower().replace(",", " ,").split()
+        strange = [word for word in words if word not in _NUMBERS]
+        if strange:
+            known = ", ".join(VOCABULARY[3:])
+            raise ValueError(f"no caption has the word {strange[0]!r}; the words are: {known}")
+        if len(words) > LENGTH - 2:
+            raise ValueError(f"a caption has at most {LENGTH - 2} words, this one {len(words)}")
+        row = [START, *(_NUMBERS[word] for word in words), END]
+        rows.append(row + [PAD] * (LENGTH - len(row)))
+    return torch.tensor(rows)
+
+
+def _things(claims: Claims) -> Tensor:
+    """Return the four words of each object, (B, N, 4), such as "a small red circle"."""
+    columns = []
+    for name, names in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
+        unsaid = "thing" if name == "shape" else "<pad>"
+        ids = torch.tensor([_NUMBERS[word] for word in (*names, unsaid)])
+        columns.append(ids[getattr(claims, name)])  # UNSAID is the last
+    words = torch.stack(columns, -1)
+    first = words.gather(-1, (words != PAD).to(torch.int8).argmax(-1, keepdim=True))
+    vowel = torch.tensor([word[0] in "aeiou" for word in VOCABULARY])
+    article = torch.where(vowel[first], _ids("an"), _ids("a"))
+    there = torch.arange(MOST)[:, None] < claims.count[:, None, None]
+    return torch.where(there, torch.cat([article, words], -1), PAD)
+
+
+def _ids(word: str) -> Tensor:
+    return torch.tensor(_NUMBERS[word])
+
+
+def _table(phrases: Iterable[str]) -> Tensor:
+    """Return the tokens of phrases, (P, most words), filled up with PAD."""
+    rows = [[_NUMBERS[word] for word in phrase.split()] for phrase in phrases]
+    most = max(map(len, rows))
+    return torch.tensor([row + [PAD] * (most - len(row)) for row in rows])

@@ -1,7 +1,8 @@
 """A world of pictures and captions whose truth is known: coloured shapes on plain ground.
 
 Coordinates run over [-1, 1], x to the right and y down; sizes are in the same unit, of which
-a picture has two. Everything is vectorised over scenes (B) and their objects (N).
+a picture has two. Everything is vectorised over scenes (B) and their objects (N), and made on
+torch's default device, of which generators must be.
 """
 
 from __future__ import annotations
