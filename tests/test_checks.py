@@ -173,7 +173,7 @@ MARKS = [
     (replace(EXERCISE, keeps="Leave x."), EXERCISE.truth, "✓ 98.1"),
     (EXERCISE, lambda x, a: (a**0.5 * x + 1).float(), "✓ 98.1"),
     (EXERCISE, lambda x, a: (a**0.5 * x + 1).numpy().astype("float32"), "✓ 98.1"),
-    (EXERCISE, lambda x, a: a**0.5 * x + 1 + 1e-6, "✗ 98.1"),
+    (EXERCISE, lambda x, a: a**0.5 * x + 1 + 1e-5, "✗ 98.1"),
     (EXERCISE, lambda x, a: x * a + 1.0, "✗ 98.1  Take the root of alpha."),
     (EXERCISE, lambda x, a: (1.0 + a * x).float(), "✗ 98.1  Take the root of alpha."),
     (EXERCISE, lambda x, a: 1 + x.T * a**0.5, "✗ 98.1  Height and width are swapped."),

@@ -34,7 +34,7 @@ class Exercise:
     truth: Callable[..., Any]
     probes: Callable[[], list[tuple[Any, ...]]]
     mistakes: tuple[Mistake, ...]
-    tolerance: float = 1e-8
+    tolerance: float = 1e-6
     keeps: str = ""
 
 

@@ -487,7 +487,6 @@ PIXELS = Exercise(
             lambda x, mean, std: DiscretisedGaussian(mean, std**2).log_prob(x) / math.log(2),
         ),
     ),
-    tolerance=1e-7,
 )
 
 

@@ -162,7 +162,6 @@ MIDDLE = Exercise(
             _of_mean(lambda a, b: b),
         ),
     ),
-    tolerance=1e-6,  # for who asks in single precision
 )
 
 
@@ -550,7 +549,6 @@ NEXT = Exercise(
             lambda *given: (_next(*given)[0].logical_not(), _next(*given)[1]),
         ),
     ),
-    tolerance=1e-6,  # the authors' code takes the root in single precision
 )
 
 EXERCISES = (WEIGHTS, MIDDLE, SECOND, MULTISTEP, FAST, NEXT)

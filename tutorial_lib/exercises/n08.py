@@ -192,7 +192,7 @@ def _uphill(
 
 def _classifier(seed: int, dims: int, n_classes: int) -> Rule:
     weights, heads = normals(seed, dims, 8), normals(seed + 1, 8, n_classes)
-    return lambda x: torch.tanh(x @ weights) @ heads
+    return lambda x: torch.tanh(x @ weights.to(x)) @ heads.to(x)
 
 
 def _uphill_probes() -> Probes:
