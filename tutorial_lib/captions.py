@@ -87,7 +87,10 @@ def draw_claims(scenes: Scenes, *, generator: Generator) -> Claims:
 
 
 def holds(claims: Claims, scenes: Scenes) -> Tensor:
-    """Return of which scenes (B,) their captions are true, whatever the objects' order."""
+    """Return of which scenes (B,) their captions are true, whatever the objects' order.
+
+    To lie left of another an object's centre need only be farther left, and so on.
+    """
     right = torch.zeros(len(scenes), dtype=torch.bool)
     for order in permutations(range(MOST)):
         order = list(order)

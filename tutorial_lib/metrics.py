@@ -42,7 +42,7 @@ def sliced_wasserstein(x: Tensor, mixture: GaussianMixture, n_directions: int = 
 def sliced_wasserstein_to_points(
     x: Tensor, points: Tensor, weights: Tensor, n_directions: int = 32
 ) -> float:
-    """Return that distance of `x` (n, D) from `points` (N, D) of `weights` (N,), of any sum.
+    """Return the sliced W1 of samples (n, D) to `points` (N, D) with `weights` (N,), of any sum.
 
     Bonneel et al. (2015), definition 2, by scipy. A fine grid of points stands for a density
     that is known up to a constant.
