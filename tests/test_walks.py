@@ -9,6 +9,7 @@ from PIL import Image
 from test_diffusion_recipe import Colours, Truth, invented
 
 from tutorial_lib import recipes
+from tutorial_lib.denoiser import log_snr_clock
 from tutorial_lib.guidance import NetworkClassifier
 from tutorial_lib.recipes import diffusion, judge, walks
 from tutorial_lib.recipes.walks import (
@@ -153,6 +154,25 @@ def test_a_classifier_of_clean_pictures_is_asked_the_noisy_ones(monkeypatch):
         light = pixels.double().mean((1, 2, 3))
         apart = float(light[labels == 1].mean() - light[labels == 0].mean())
         assert (apart > 1) == (way.row["scale"] > 0), way.row
+
+
+class Told(Colours):
+    """Features that are the clock that it was told, and nothing of the picture."""
+
+    def features(self, x, clock=None):
+        return clock[:, None].expand(-1, 6) + 1e-3 * super().features(x)
+
+
+def test_each_judge_is_told_that_pictures_are_clean_as_it_learned_it(monkeypatch, tmp_path):
+    for name in ("WEIGHTS", "NOISY_WEIGHTS"):
+        monkeypatch.setattr(judge, name, tmp_path / name)
+        getattr(judge, name).touch()
+    monkeypatch.setattr(judge, "load_classifier", lambda path=None, device="cpu": Told())
+    black = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    told = {end: float(by.real.mean()) for end, by in walks._judges("cpu", black).items()}
+    chain = DiscreteVP.cosine(1000)
+    assert told == pytest.approx({"": 0.0, "_noise_aware": float(log_snr_clock(chain, 0.0))})
+    assert told["_noise_aware"] > 1
 
 
 @pytest.mark.parametrize(

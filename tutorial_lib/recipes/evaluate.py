@@ -58,15 +58,17 @@ def evaluate(config: DiffusionRun, images: Images, unseen: Images, out: Path) ->
     return found | {"curve": curve, "parameters": sum(p.numel() for p in net.parameters())}
 
 
-def judge_of(device: str, real: Tensor, weights: Path | None = None) -> judge.Judge | None:
+def judge_of(
+    device: str, real: Tensor, weights: Path | None = None, clock: float = 0.0
+) -> judge.Judge | None:
     """Return who scores samples against real pixels, if that classifier has been trained.
 
-    It is the one of clean pictures, or that of `weights`, asked at clock 0.
+    It is the one of clean pictures, or that of `weights`, asked at `clock`.
     """
     weights = weights or judge.WEIGHTS
     if not weights.exists():
         return None
-    return judge.Judge(judge.load_classifier(weights, device), real)
+    return judge.Judge(judge.load_classifier(weights, device), real, clock)
 
 
 def _milestone(

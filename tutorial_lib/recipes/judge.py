@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tutorial_lib.cifar10 import to_floats
+from tutorial_lib.denoiser import log_snr_clock
 from tutorial_lib.guidance import NetworkClassifier
 from tutorial_lib.metrics import frechet_distance_of_samples, precision_recall
 from tutorial_lib.networks.classifier import ImageClassifier
@@ -19,19 +20,25 @@ from tutorial_lib.schedule import DiscreteVP
 
 WEIGHTS = RESULTS / "cifar10_classifier" / "weights.safetensors"
 NOISY_WEIGHTS = RESULTS / "cifar10_noisy_classifier" / "weights.safetensors"
+# What the noise-aware classifier was told of clean pictures; the other was told 0 of all
+CLEAN = float(log_snr_clock(DiscreteVP.cosine(N_STEPS), 0.0))
 Features = Callable[[Tensor], Tensor]  # 8-bit pixels (B, 3, H, W) to (B, width)
 
 
 class Judge:
-    """Compare samples with real pixels (N, 3, H, W) in a classifier's pooled features."""
+    """Compare samples with real pixels (N, 3, H, W) in a classifier's pooled features.
 
-    def __init__(self, net: ImageClassifier, real: Tensor) -> None:
-        self.net = net
+    A classifier of x_t is asked at the `clock` of clean pictures.
+    """
+
+    def __init__(self, net: ImageClassifier, real: Tensor, clock: float = 0.0) -> None:
+        self.net, self.clock = net, clock
         self.real = in_batches(self._features, real)
 
     @torch.no_grad()
     def _features(self, pixels: Tensor) -> Tensor:
-        return self.net.features(to_floats(pixels))
+        x = to_floats(pixels)
+        return self.net.features(x, x.new_full((len(x),), self.clock))
 
     @torch.no_grad()
     def scores(self, made: Tensor, labels: Tensor | None) -> Metrics:

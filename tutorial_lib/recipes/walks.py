@@ -128,12 +128,9 @@ def run_walks(name: str, config: WalksRun, out: Path) -> Metrics:
 
 
 def _judges(device: str, real: Tensor) -> dict[str, judge.Judge]:
-    """Return who scores samples, by the end of their scores' names: of those that are there.
-
-    The noise-aware classifier is asked at clock 0, log-SNR 0: it takes pictures for half noised.
-    """
-    weights = {"": judge.WEIGHTS, "_noise_aware": judge.NOISY_WEIGHTS}
-    found = {end: judge_of(device, real.to(device), path) for end, path in weights.items()}
+    """Return who scores samples, by the end of their scores' names: of those that are there."""
+    known = {"": (judge.WEIGHTS, 0.0), "_noise_aware": (judge.NOISY_WEIGHTS, judge.CLEAN)}
+    found = {end: judge_of(device, real.to(device), *its) for end, its in known.items()}
     return {end: by for end, by in found.items() if by is not None}
 
 
