@@ -86,6 +86,16 @@ def draw_claims(scenes: Scenes, *, generator: Generator) -> Claims:
     return Claims(count=scenes.present.sum(1), relation=relation, **kept)
 
 
+def all_claims(scenes: Scenes) -> Claims:
+    """Say everything of scenes that a caption can."""
+    there = {
+        name: torch.where(scenes.present, getattr(scenes, name), UNSAID)
+        for name in ("size", "colour", "shape")
+    }
+    lie = torch.where(scenes.present[:, 1], relations(scenes.centre[:, :2]), UNSAID)
+    return Claims(count=scenes.present.sum(1), relation=lie, **there)
+
+
 def holds(claims: Claims, scenes: Scenes) -> Tensor:
     """Return of which scenes (B,) their captions are true, whatever the objects' order.
 

@@ -100,8 +100,9 @@ class Prediction:
 class Condition:
     """Hold what a sample is conditioned on; None means absent.
 
-    label (B,) integers, NULL_LABEL in a row without one; text (B, L, D) with mask (B, L);
-    image_embedding (B, D); low_res (B, C, H, W) with aug_level (B,); hint (B, C, H, W).
+    label (B,) integers, NULL_LABEL in a row without one; text, a caption's tokens (B, L) or their
+    features (B, L, D) with mask (B, L), True where a token may be seen; image_embedding (B, D);
+    low_res (B, C, H, W) with aug_level (B,); hint (B, C, H, W).
     """
 
     label: Tensor | None = None
@@ -115,6 +116,10 @@ class Condition:
     def without(self, *names: str) -> Condition:
         """Return the condition with these fields absent (Ho & Salimans 2022, section 3.2)."""
         return replace(self, **dict.fromkeys(names))
+
+    def given(self) -> dict[str, Tensor]:
+        """Return what is not absent, by name."""
+        return {name: x for name, x in vars(self).items() if x is not None}
 
 
 class Denoiser(Protocol):

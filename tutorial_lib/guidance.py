@@ -31,6 +31,7 @@ from tutorial_lib.schedule import Schedule, Time, as_time, time_like
 
 # f(xt, t, cond): how well each noisy point (B, ...) suits the condition, (B,); rows do not mix
 Similarity = Callable[[Tensor, Time, Condition | None], Tensor]
+NOTHING = Condition(label=torch.tensor([NULL_LABEL]))
 # f(xt, t): logits of each noisy point, (B, K); log p(y | x_t) will do, whose log-softmax it is
 Classifier = Callable[[Tensor, Time], Tensor]
 
@@ -184,41 +185,46 @@ class ClassifierFree:
     """Extrapolate from a model's unconditional prediction through its conditional one.
 
     Ho & Salimans 2022, eq. 6: eps = (1 + w) eps_c - w eps_u. w = 0 is the conditional model,
-    w = -1 the unconditional one. Both are asked in one batch of 2 B rows, the second half without
-    its labels. Where w = 0, or t is outside `interval` (Kynkaanniemi et al. 2024, by noise
-    levels), or there is no label, the model is asked once, as it is. What it says of the
+    w = -1 the unconditional one. Both are asked in one batch of 2 B rows, the second half with
+    what the one row of `null` says in place of the condition: no label, or an empty caption. Where
+    w = 0, or t is outside `interval` (Kynkaanniemi et al. 2024, by noise levels), or the condition
+    has nothing that `null` could replace, the model is asked once, as it is. What it says of the
     variance of a step is the conditional half's, as in GLIDE's code.
     """
 
     def __init__(
-        self, denoiser: Denoiser, w: float, interval: tuple[float, float] = (0.0, 1.0)
+        self,
+        denoiser: Denoiser,
+        w: float,
+        interval: tuple[float, float] = (0.0, 1.0),
+        null: Condition = NOTHING,
     ) -> None:
         if not interval[0] <= interval[1]:
             raise ValueError(f"the interval is {interval}: it must run from low to high t")
         self.denoiser, self.schedule = denoiser, denoiser.schedule
-        self.w, self.interval = w, interval
+        self.w, self.interval, self._null = w, interval, null.given()
 
     def __call__(self, xt: Tensor, t: Time, cond: Condition | None = None) -> Prediction:
-        """Predict as the denoiser does, more like the label."""
+        """Predict as the denoiser does, more like the condition."""
         low, high = self.interval
         inside = (time_like(t, xt) >= low) & (time_like(t, xt) <= high)
-        if cond is None or cond.label is None or self.w == 0 or not inside.any():
+        said = {} if cond is None else cond.given()
+        if self.w == 0 or not said.keys() & self._null.keys() or not inside.any():
             return self.denoiser(xt, t, cond)
         n, t = len(xt), as_time(t)
         twice = t.expand(n).repeat(2) if t.ndim else t
-        both = self.denoiser(torch.cat([xt, xt]), twice, _with_unlabelled(cond, n))
+        told = {name: self._told_and_not(name, x, n) for name, x in said.items()}
+        both = self.denoiser(torch.cat([xt, xt]), twice, Condition(**told))
         w = self.w * inside.to(xt.dtype)
         x0, eps = ((1 + w) * x[:n] - w * x[n:] for x in (both.x0, both.eps))
-        told = (x if x is None else x[:n] for x in (both.variance_fraction, both.noise_variance))
-        return Prediction(xt, self.schedule.at(t, like=xt), x0, eps, *told)
+        more = (x if x is None else x[:n] for x in (both.variance_fraction, both.noise_variance))
+        return Prediction(xt, self.schedule.at(t, like=xt), x0, eps, *more)
 
-
-def _with_unlabelled(cond: Condition, n: int) -> Condition:
-    """Return a condition of n rows followed by the same without their labels."""
-    label = cond.label.expand(n)
-    others = {name: x for name, x in vars(cond.without("label")).items() if x is not None}
-    twice = {name: torch.cat([x, x]) for name, x in others.items()}
-    return Condition(label=torch.cat([label, torch.full_like(label, NULL_LABEL)]), **twice)
+    def _told_and_not(self, name: str, x: Tensor, n: int) -> Tensor:
+        """Return n rows of a part of the condition, followed by as many of nothing said."""
+        x = x.expand(n, *x.shape[1:])
+        bare = self._null.get(name, x).to(x.device, x.dtype)
+        return torch.cat([x, bare.expand_as(x)])
 
 
 class MixtureClassifier:

@@ -27,6 +27,10 @@ COLOURS = {
 }
 SIZES = {"small": (0.17, 0.21), "large": (0.30, 0.36)}  # from the centre to the farthest point
 GROUNDS = ((0.62, 0.58, 0.54), (0.48, 0.54, 0.58))
+HELD_OUT = (  # of 48 pairs, kept from every training: each shape once, and no colour twice
+    *(("yellow", "circle"), ("purple", "square"), ("blue", "triangle")),
+    *(("red", "cross"), ("orange", "ring"), ("green", "diamond")),
+)
 MOST = 3  # objects in a scene
 GAP = 0.06  # at least, between the circles around two objects and to the picture's edge
 _TURN, _TINT = math.radians(8), 0.04

@@ -28,6 +28,7 @@ class UNetConfig:
     head_width: int | None = None
     dropout: float = 0.1
     side: int = 32
+    patch: int = 1  # squares of pixels that the first layer reads, and the last writes, as one
     in_channels: int = 3
     out_channels: int = 3  # twice as many for a learned variance
     adaptive_norm: bool = False  # time scales and shifts the second norm, not only shifts
@@ -39,7 +40,8 @@ class UNetConfig:
     @property
     def levels(self) -> list[tuple[int, int]]:
         """Return width and side of each level, the widest image first."""
-        return [(self.channels * m, self.side // 2**i) for i, m in enumerate(self.multipliers)]
+        side = self.side // self.patch
+        return [(self.channels * m, side // 2**i) for i, m in enumerate(self.multipliers)]
 
     @property
     def skips(self) -> list[int]:
@@ -177,7 +179,8 @@ class Encoder(nn.Module):
         channels, emb = config.channels, 4 * config.channels
         self.clock = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = LabelEmbedding(config.n_classes, emb) if config.n_classes else None
-        self.first = nn.Conv2d(config.in_channels, channels, 3, padding=1)
+        self.end = nn.Linear(config.text_width, emb) if config.text_width else None
+        self.first = nn.Conv2d(config.in_channels * config.patch**2, channels, 3, padding=1)
         self.stages = nn.ModuleList()
         h, last = channels, len(config.multipliers) - 1
         for level, (width, side) in enumerate(config.levels):
@@ -190,9 +193,14 @@ class Encoder(nn.Module):
         self.middle = Stage(next(ends), AttentionBlock(h, config), next(ends))
 
     def embed(self, clock: Tensor, cond: Any = None) -> Tensor:
-        """Return what every block reads, silu(time + label): clock (B,) to (B, 4 channels)."""
+        """Return what every block reads, silu(time + label + text): clock (B,) to (B, 4 channels).
+
+        Of a text it is the last token that may be seen (GLIDE, Nichol et al. 2021, section 3.1).
+        """
         sines = sinusoidal(clock * self.config.clock_scale, self.config.channels)
         emb = self.clock(sines.to(self.first.weight.dtype))
+        if self.end is not None and cond is not None and cond.text is not None:
+            emb = emb + self.end(last_seen(cond.text, cond.mask))
         label = None if cond is None else cond.label
         if self.label is not None:
             return F.silu(emb + self.label(label))
@@ -206,7 +214,7 @@ class Encoder(nn.Module):
         if xt.shape[1:] != (self.config.in_channels, side, side):
             wanted = f"(B, {self.config.in_channels}, {side}, {side})"
             raise ValueError(f"xt has shape {tuple(xt.shape)}: this net takes {wanted}")
-        skips = [self.first(xt)]
+        skips = [self.first(F.pixel_unshuffle(xt, self.config.patch))]
         for stage in self.stages:
             skips.append(stage(skips[-1], emb, cond))
         return [*skips, self.middle(skips[-1], emb, cond)]
@@ -232,7 +240,9 @@ class UNet(nn.Module):
                 if level > 0:
                     self.decoder[-1].append(_up(width, 4 * config.channels, config))
             self.last = nn.Sequential(
-                group_norm(h), nn.SiLU(), nn.Conv2d(h, config.out_channels, 3, padding=1)
+                group_norm(h),
+                nn.SiLU(),
+                nn.Conv2d(h, config.out_channels * config.patch**2, 3, padding=1),
             )
         initialise_unet(self, generator)
         nn.init.zeros_(self.last[-1].weight)
@@ -243,7 +253,7 @@ class UNet(nn.Module):
         h = skips.pop()
         for stage in self.decoder:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb, cond)
-        return self.last(h)
+        return F.pixel_shuffle(self.last(h), self.config.patch)
 
     def forward(
         self, xt: Tensor, clock: Tensor, cond: Any = None, control: Sequence[Tensor] | None = None
@@ -257,6 +267,14 @@ class UNet(nn.Module):
         if control is not None:
             features = [x + c for x, c in zip(features, control, strict=True)]
         return self.decode(features, emb, cond)
+
+
+def last_seen(text: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the last token of each text (B, L, D) that its mask (B, L) lets be seen, (B, D)."""
+    if mask is None:
+        return text[:, -1]
+    last = mask.sum(1) - 1  # what may be seen comes first
+    return text.gather(1, last[:, None, None].expand(-1, 1, text.shape[2]))[:, 0]
 
 
 def group_norm(width: int) -> nn.GroupNorm:

@@ -37,6 +37,7 @@ from tutorial_lib.recipes.diffusion_run import (
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
 from tutorial_lib.recipes.record import (
     Metrics,
+    OnCifar10,
     TrainingRun,
     origin_of,
     sheet,
@@ -60,7 +61,7 @@ QUIET = (2 / 255) * math.sqrt(math.pi / 2)  # E|noise| of one grey level (Bao et
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyticRun(TrainingRun):
+class AnalyticRun(TrainingRun, OnCifar10):
     """Fix whose weights are walked, by what curve, and how a second network is trained.
 
     `weights` is the file of the network that `model` describes; the second is `channels` wide, and

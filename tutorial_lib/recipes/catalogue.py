@@ -13,6 +13,8 @@ from tutorial_lib.recipes import (
     diffusion,
     few_steps,
     image_vae,
+    shapes,
+    text_to_image,
     walks,
 )
 from tutorial_lib.recipes.analytic_widths import AnalyticRun
@@ -21,6 +23,8 @@ from tutorial_lib.recipes.diffusion_run import DiffusionRun
 from tutorial_lib.recipes.few_steps import FewStepsRun
 from tutorial_lib.recipes.image_vae import ImageVAERun
 from tutorial_lib.recipes.record import Recipe
+from tutorial_lib.recipes.shapes import OracleRun
+from tutorial_lib.recipes.text_to_image import TextToImageRun
 from tutorial_lib.recipes.walks import WalksRun
 from tutorial_lib.schedule import DiscreteVP
 
@@ -55,6 +59,20 @@ TINY_CHAIN = {"n_steps": 10, "sample_steps": 5, "samples": 20, "bound_images": 8
 TINY_CHAIN |= {"flow_images": 4, "flow_steps": 3, "curve_samples": 10, "curve_images": 4}
 
 TINY_WALKS = {"images": 64, "device": "cpu", "samples": 20, "steps": 3, "pictured": 4}
+
+# of the shape world, at a quarter of the pixels: 4 times as fast on a CPU
+BASE_NETWORK = UNetConfig(
+    channels=64,
+    multipliers=(1, 2),
+    attention=(16, 8),
+    head_width=32,
+    dropout=0.0,
+    patch=2,
+    adaptive_norm=True,
+    text_width=128,
+    clock_scale=250.0,
+)
+TINY_BASE = replace(BASE_NETWORK, channels=8, depth=1, attention=(8,), head_width=None)
 
 COURSE = DiffusionRun(
     network=COURSE_NETWORK,
@@ -304,5 +322,34 @@ RECIPES = {
         ),
         None,
         WalksRun(model=TINY_COURSE, ways=walks.free_ways, numbers=(0, 1), **TINY_WALKS),
+    ),
+    "shapes_oracle": Recipe(
+        "A detector of coloured shapes, which judges what is drawn of captions",
+        "Redmon et al. 2016, for its form",
+        "1 minute on an H200",
+        "99 % of every attribute",
+        shapes.run_oracle,
+        shapes.oracle_headline,
+        OracleRun(steps=8000, batch_size=512, learning_rate=2e-3),
+        None,
+        OracleRun(
+            images=500, tested=100, steps=10, batch_size=16, learning_rate=2e-3, device="cpu"
+        ),
+    ),
+    "shapes_text_to_image": Recipe(
+        "The course's text-to-image network of the shape world, with its encoder of captions",
+        "GLIDE, Nichol et al. 2021, section 3; Ho & Salimans 2022",
+        "5 minutes on an H200",
+        "w = 0: half to four fifths of captions drawn right; guided, nearly all",
+        text_to_image.run_text_to_image,
+        text_to_image.headline,
+        TextToImageRun(
+            network=BASE_NETWORK, steps=10_000, batch_size=512, learning_rate=2e-3, graph=True
+        ),
+        None,
+        TextToImageRun(
+            **{"network": TINY_BASE, "images": 500, "steps": 20, "batch_size": 16},
+            **{"learning_rate": 2e-3, "captions": 8, "device": "cpu"},
+        ),
     ),
 }

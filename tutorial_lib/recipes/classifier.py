@@ -16,6 +16,7 @@ from tutorial_lib.networks.classifier import ImageClassifier
 from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.recipes.record import (
     Metrics,
+    OnCifar10,
     TrainingRun,
     origin,
     save_weights,
@@ -38,7 +39,7 @@ NETWORK = UNetConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierRun(TrainingRun):
+class ClassifierRun(TrainingRun, OnCifar10):
     """Fix a classifier: its trunk, whether it sees noise, and how long it trains on what.
 
     A noise-aware one sees x_t, t uniform on the course network's cosine chain.

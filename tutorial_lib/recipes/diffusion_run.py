@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from tutorial_lib.denoiser import Condition, NetworkDenoiser, log_snr_clock
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, UNetConfig
-from tutorial_lib.recipes.record import TrainingRun
+from tutorial_lib.recipes.record import OnCifar10, TrainingRun
 from tutorial_lib.samplers import Variance, beta, learned_range
 from tutorial_lib.schedule import DiscreteVP, Schedule, Time
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionRun(TrainingRun):
+class DiffusionRun(TrainingRun, OnCifar10):
     """Fix a diffusion model of images, how long it trains on what, and how it is measured.
 
     A network with twice the image's channels learns its variance, by the `loss` "hybrid", "vlb" or

@@ -14,7 +14,7 @@ from tutorial_lib.denoiser import Denoiser
 from tutorial_lib.guidance import StaticThreshold
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
-from tutorial_lib.recipes.record import Metrics, RunConfig, origin_of, sheet, write_metrics
+from tutorial_lib.recipes.record import Metrics, OnCifar10, origin_of, sheet, write_metrics
 from tutorial_lib.samplers import ancestral, beta, ddim, encode, final, learned_range, slerp
 from tutorial_lib.schedule import quadratic_times, uniform_times
 
@@ -25,7 +25,7 @@ WIDTHS: tuple[float | str, ...] = (0.0, 0.5, 1.0, *ANCESTRAL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewStepsRun(RunConfig):
+class FewStepsRun(OnCifar10):
     """Fix whose weights are walked, in how many steps, and how many samples are judged.
 
     `counts` and `samples` are of table 1, `round_trips` and `decoded` of table 2 (DDIM, Song et

@@ -13,14 +13,21 @@ from torch import Generator, Tensor
 from tutorial_lib import ranks
 from tutorial_lib.autoencoder import Bound, HierarchicalVAE, Stage, image_vae
 from tutorial_lib.cifar10 import Images, cifar10, to_floats
-from tutorial_lib.recipes.record import Metrics, TrainingRun, sheet, write_metrics, written_by
+from tutorial_lib.recipes.record import (
+    Metrics,
+    OnCifar10,
+    TrainingRun,
+    sheet,
+    write_metrics,
+    written_by,
+)
 from tutorial_lib.train import TrainResult, train
 
 NATS_PER_BIT = math.log(2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageVAERun(TrainingRun):
+class ImageVAERun(TrainingRun, OnCifar10):
     """Fix an image VAE: its levels, from the pixels up, and how long it trains on what."""
 
     stages: tuple[Stage, ...]

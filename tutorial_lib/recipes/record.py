@@ -26,22 +26,25 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Fix what a run looks at, and where.
-
-    `images` and `test_images` limit the data; `source` is where CIFAR-10 lies, as for `cifar10`.
-    """
+    """Fix how many `images` a run looks at, and where it works."""
 
     images: int = 50_000
-    test_images: int = 10_000
     seed: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    source: str | None = None
     out: str | None = None
 
     @property
     def compiled(self) -> bool:
         """Say whether the network is compiled: on a GPU."""
         return self.device.startswith("cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnCifar10(RunConfig):
+    """Limit the images of CIFAR-10's parts; `source` is where it lies, as for `cifar10`."""
+
+    test_images: int = 10_000
+    source: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from tutorial_lib.guidance import (
 from tutorial_lib.recipes import judge
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
-from tutorial_lib.recipes.record import Metrics, RunConfig, origin_of, sheet, write_metrics
+from tutorial_lib.recipes.record import Metrics, OnCifar10, origin_of, sheet, write_metrics
 from tutorial_lib.samplers import ddim, final, learned_range
 from tutorial_lib.schedule import Schedule, log_snr_times, uniform_times
 from tutorial_lib.solvers import Sampler, heun
@@ -73,7 +73,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WalksRun(RunConfig):
+class WalksRun(OnCifar10):
     """Fix whose weights are walked, in which `ways`, and how many samples of each are judged.
 
     `ways` makes a list of them of the run and its denoiser; `numbers` are what it varies: network

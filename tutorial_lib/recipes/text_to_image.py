@@ -1,0 +1,241 @@
+"""Train a network to draw what a caption says, and count how often it does: notebooks 11 to 13."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Generator, Tensor, nn
+
+from tutorial_lib.captions import (
+    LENGTH,
+    VOCABULARY,
+    Claims,
+    all_claims,
+    caption_tokens,
+    draw_claims,
+    holds,
+    write_tokens,
+)
+from tutorial_lib.cifar10 import to_floats
+from tutorial_lib.denoiser import Condition, Denoiser, NetworkDenoiser
+from tutorial_lib.dpm_solver import dpm_solver_pp_2m
+from tutorial_lib.guidance import ClassifierFree, StaticThreshold
+from tutorial_lib.losses import v_error
+from tutorial_lib.networks.fast import accelerate
+from tutorial_lib.networks.unet import UNet, UNetConfig
+from tutorial_lib.oracle import Oracle, read
+from tutorial_lib.recipes.diffusion_run import HalfPrecision
+from tutorial_lib.recipes.record import (
+    RESULTS,
+    Metrics,
+    TrainingRun,
+    origin,
+    save_weights,
+    sheet,
+    write_metrics,
+    written_by,
+)
+from tutorial_lib.recipes.shapes import WORLD, scene_pool
+from tutorial_lib.samplers import final
+from tutorial_lib.schedule import CosineVP, log_snr_times
+from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, draw_scenes
+from tutorial_lib.text import Captioned, TextConfig, TextEncoder
+from tutorial_lib.train import Progress, train
+
+ORACLE = RESULTS / "shapes_oracle" / "weights.safetensors"
+SCHEDULE = CosineVP()
+SAMPLER_STEPS = 25
+SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImageRun(TrainingRun):
+    """Fix a network that draws captions, how long it trains on how many scenes, and its tests.
+
+    Captions are emptied with probability `unlabelled`. Each of the `scales` of guidance, w, is
+    tested on `captions` of every kind; the curve of the training at w = 0 and 2, on a quarter.
+    """
+
+    network: UNetConfig
+    text: TextConfig = field(default=TextConfig(len(VOCABULARY), LENGTH))
+    images: int = 1_000_000
+    unlabelled: float = 0.1
+    ema_decay: float = 0.9995
+    scales: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+    captions: int = 2000
+    graph: bool = False
+
+
+def empty_caption(device: str = "cpu") -> Condition:
+    """Return the condition that says nothing, of one row."""
+    return Condition(text=write_tokens([""]).to(device))
+
+
+def fresh_network(config: TextToImageRun) -> Captioned:
+    """Return the run's network, with its encoder of text, as it is before training."""
+    drawn = Generator().manual_seed(config.seed)
+    net = accelerate(UNet(config.network, generator=drawn))
+    whole = Captioned(net, TextEncoder(config.text, generator=drawn))
+    return whole.to(config.device, memory_format=torch.channels_last)
+
+
+def denoiser(net: nn.Module) -> NetworkDenoiser:
+    """Return the network as a denoiser of the continuous cosine schedule, which predicts v."""
+    return NetworkDenoiser(HalfPrecision(net), SCHEDULE, "v")
+
+
+def run_text_to_image(name: str, config: TextToImageRun, out: Path) -> Metrics:
+    """Train the network, count what it draws right, and leave the record with the weights."""
+    parts = scene_pool(config.images, seed=config.seed, device=config.device, held_out=HELD_OUT)
+    data = tuple(torch.cat(column) for column in zip(*((p, t) for _, p, t in parts), strict=True))
+    net = fresh_network(config)
+    if config.compiled:
+        net.compile(dynamic=False, fullgraph=True)
+    schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
+    watch = Watch(config, out)
+    about = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
+    result = train(net, data, objective(config), schedule, **about, watch=watch)
+    save_weights(result.ema, out / "weights.safetensors", origin(name, config.device))
+    judge = Judge(config)
+    model = judge.model(result.ema)
+    table = [
+        {"w": w, **judge.shares(model, w, config.captions, steps)}
+        for w in config.scales
+        for steps in ((SAMPLER_STEPS, 10) if w == 2.0 else (SAMPLER_STEPS,))
+    ]
+    judge.picture(model, out / "samples.png")
+    found = {"data": WORLD, "table": table, "curve": watch.curve}
+    found |= {"parameters": {part: _size(x) for part, x in net.named_children()}}
+    return write_metrics(out, name, config, found | {"seconds": round(result.seconds, 1)})
+
+
+def _size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def headline(found: Metrics) -> str:
+    """Say in a few words how often the network draws what it is told."""
+    plain, best = (
+        next(row for row in found["table"] if row["w"] == 0),
+        max(found["table"], key=lambda row: row["mix"]),
+    )
+    return (
+        f"{100 * plain['mix']:.0f} % of captions drawn right, "
+        f"{100 * best['mix']:.0f} % at w = {best['w']:g}"
+    )
+
+
+def objective(config: TextToImageRun) -> object:
+    """Return the loss of a batch of pixels and tokens, (B,): the error in v, a mean of pixels."""
+    nothing = empty_caption(config.device).text
+
+    def cost(net: Captioned, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
+        pixels, tokens = batch
+        x0 = to_floats(pixels).contiguous(memory_format=torch.channels_last)
+        t, u = torch.rand(2, len(x0), generator=generator, device=x0.device)
+        tokens = torch.where((u < config.unlabelled)[:, None], nothing, tokens)
+        cond = Condition(text=tokens)
+        return v_error(denoiser(net), x0, t.double(), cond, generator=generator) / x0[0].numel()
+
+    return cost
+
+
+class Watch:
+    """Write the log and, ten times in a run, the shares of captions that are drawn right."""
+
+    def __init__(self, config: TextToImageRun, out: Path) -> None:
+        self.config, self.journal, self.curve = config, config.journal(out), []
+
+    def __call__(self, told: Progress) -> None:
+        """Be told how things stand, a hundred times in a run."""
+        self.journal(told)
+        tick, between = divmod(told.step, self.config.schedule().log_every)
+        if between or tick % 10:
+            return
+        judge = Judge(self.config)
+        model, n = judge.model(told.ema), max(1, self.config.captions // 4)
+        for w in (0.0, 2.0):
+            shares = judge.shares(model, w, n)
+            self.curve.append(
+                {"step": told.step, "seconds": round(told.seconds), "w": w, **shares}
+            )
+
+
+class Judge:
+    """Ask a network for what captions of several kinds say, and the oracle whether it is there."""
+
+    def __init__(self, config: TextToImageRun) -> None:
+        self.config = config
+        self.oracle = load_oracle(device=config.device)
+
+    def model(self, ema: nn.Module) -> Denoiser:
+        """Return a denoiser of the averaged weights, of one part that is not compiled."""
+        net = fresh_network(self.config).eval().requires_grad_(False)
+        net.load_state_dict(ema.state_dict())
+        return denoiser(net)
+
+    def shares(self, model: Denoiser, w: float, n: int, steps: int = SAMPLER_STEPS) -> Metrics:
+        """Return the shares of `n` captions of each kind that are drawn right.
+
+        Captions of one, two and three objects as in training and their mean; whole captions of
+        one object, of pairs seen and held out.
+        """
+        began, found = time.perf_counter(), {}
+        for kind, (objects, out, whole) in {
+            "one": ((1,), HELD_OUT, False),
+            "two": ((2,), HELD_OUT, False),
+            "three": ((3,), HELD_OUT, False),
+            "seen": ((1,), HELD_OUT, True),
+            "unseen": ((1,), SEEN, True),
+        }.items():
+            claims, tokens = self._captions(n, objects, out, whole)
+            reading = read(self.oracle, self.draw(model, tokens, w, steps))
+            with torch.device(self.config.device):
+                right = holds(claims, reading)
+            found[kind] = round(float(right.double().mean()), 4)
+        found["mix"] = round(sum(found[kind] for kind in ("one", "two", "three")) / 3, 4)
+        return found | {"steps": steps, "took": round(time.perf_counter() - began, 1)}
+
+    def _captions(
+        self, n: int, objects: tuple[int, ...], out: tuple, whole: bool
+    ) -> tuple[Claims, Tensor]:
+        generator = Generator(self.config.device).manual_seed(self.config.seed + 1)
+        with torch.device(self.config.device):
+            scenes = draw_scenes(n, generator=generator, objects=objects, held_out=out)
+            claims = all_claims(scenes) if whole else draw_claims(scenes, generator=generator)
+            return claims, caption_tokens(claims, generator=generator)
+
+    def draw(self, model: Denoiser, tokens: Tensor, w: float, steps: int) -> Tensor:
+        """Return pictures (N, 3, 32, 32) in [-1, 1] of captions, guided by w."""
+        device = self.config.device
+        generator = Generator(device).manual_seed(self.config.seed + 2)
+        guided = StaticThreshold(ClassifierFree(model, w, null=empty_caption(device)))
+        times = log_snr_times(SCHEDULE, steps, 1e-3, 0.9946)
+        made = []
+        for rows in tokens.split(1000):
+            shape = (len(rows), 3, self.config.network.side, self.config.network.side)
+            x = torch.randn(shape, generator=generator, device=device)
+            cond = Condition(text=rows)
+            made.append(final(dpm_solver_pp_2m(guided, x, times, cond)))
+        return torch.cat(made).clamp(-1, 1)
+
+    def picture(self, model: Denoiser, path: Path) -> None:
+        """Leave a sheet: of each number of objects two rows, at w = 0 and at w = 2."""
+        rows = []
+        for objects in ((1,), (2,), (3,)):
+            _, tokens = self._captions(16, objects, HELD_OUT, False)
+            rows += [self.draw(model, tokens, w, SAMPLER_STEPS) for w in (0.0, 2.0)]
+        sheet(torch.cat(rows), 16).save(path)
+
+
+def load_oracle(path: Path = ORACLE, device: str = "cpu") -> Oracle:
+    """Return the recorded oracle; raise FileNotFoundError if its weights are not there."""
+    if not path.exists():
+        raise FileNotFoundError(f"no oracle at {path}: run the recipe shapes_oracle first")
+    net = Oracle(generator=Generator())
+    net.load_state_dict(safetensors.torch.load_file(path))
+    return net.to(device).eval().requires_grad_(False)

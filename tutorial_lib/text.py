@@ -1,0 +1,118 @@
+"""Text for networks: a small transformer that turns a caption's tokens into features.
+
+Tokens are whole numbers, of which 0 fills captions up to one length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tutorial_lib.networks.attention import Attention
+
+FILLING = 0  # the token that fills captions up, and is not looked at
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Fix the shape of a text encoder.
+
+    `position_scale` is the standard deviation of positions' codes before training. Where they are
+    faint a small transformer may never learn word order: it stays a bag of words.
+    """
+
+    vocabulary: int
+    length: int
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    position_scale: float = 0.7
+
+
+class TextBlock(nn.Module):
+    """Let tokens look at one another, then think alone (Vaswani et al. 2017; norms first)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1, self.itself = nn.LayerNorm(width), Attention(width, config.heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.alone = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (B, L, width) to the same shape; mask (B, L) is True where tokens may be seen."""
+        h = self.norm1(x)
+        x = x + self.itself(h, h, mask)
+        return x + self.alone(self.norm2(x))
+
+
+class TextEncoder(nn.Module):
+    """Map captions to a feature of every token (GLIDE, Nichol et al. 2021, section 3.1)."""
+
+    def __init__(self, config: TextConfig, *, generator: Generator) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.words = nn.Embedding(config.vocabulary, config.width)
+            self.places = nn.Parameter(torch.empty(config.length, config.width))
+            self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.depth))
+            self.norm = nn.LayerNorm(config.width)
+        initialise_text(self, generator)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, L), of which those that are FILLING are not seen, to (B, L, width)."""
+        if tokens.ndim != 2 or tokens.shape[1] > self.config.length:
+            wanted = f"(B, L), L at most {self.config.length}"
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}: this net takes {wanted}")
+        x, seen = self.words(tokens) + self.places[: tokens.shape[1]], tokens != FILLING
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.norm(x)
+
+
+class Captioned(nn.Module):
+    """Give a network that reads features of text an encoder of its own: it reads tokens.
+
+    Both learn together, as in GLIDE (Nichol et al. 2021, section 3.1). An empty caption, and not
+    an absent one, is what guidance compares with.
+    """
+
+    def __init__(self, net: nn.Module, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.net, self.encoder = net, encoder
+
+    def told(self, cond: Any) -> Any:
+        """Return the condition with features (B, L, D) and a mask in place of tokens (B, L)."""
+        return replace(cond, text=self.encoder(cond.text), mask=cond.text != FILLING)
+
+    def forward(self, xt: Tensor, clock: Tensor, cond: Any) -> Tensor:
+        """Map xt (B, C, H, W) and clock (B,) as the network does; cond.text is (B, L)."""
+        return self.net(xt, clock, self.told(cond))
+
+
+def initialise_text(encoder: TextEncoder, generator: Generator) -> None:
+    """Draw weights: of words N(0, 1), of places N(0, position_scale^2), of layers uniform.
+
+    A layer's lie on +-sqrt(3 / fan_in), those that end a residual path on a share of it that falls
+    with the depth (GPT-2, Radford et al. 2019, section 2.3).
+    """
+    encoder.to_empty(device=generator.device)
+    ends = (2 * encoder.config.depth) ** -0.5
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            reach = (3 / module.in_features) ** 0.5
+            nn.init.uniform_(module.weight, -reach, reach, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    with torch.no_grad():
+        for block in encoder.blocks:
+            for last in (block.itself.out, block.alone[-1]):
+                last.weight.mul_(ends)
+        nn.init.normal_(encoder.words.weight, generator=generator)
+        nn.init.normal_(encoder.places, std=encoder.config.position_scale, generator=generator)
