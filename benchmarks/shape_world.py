@@ -15,29 +15,28 @@ import torch
 
 from tutorial_lib.recipes.catalogue import RECIPES
 from tutorial_lib.recipes.text_to_image import TextToImageRun, run_text_to_image
-from tutorial_lib.text import TextConfig
 
 BASE: TextToImageRun = RECIPES["shapes_text_to_image"].full
 
 
-def variant(
-    steps: int = 12_000, words: int = 96, layers: int = 2, **network: object
-) -> TextToImageRun:
-    """Return the base's run with another network, encoder of text, or length."""
-    text = TextConfig(BASE.text.vocabulary, BASE.text.length, words, layers)
-    network = replace(BASE.network, text_width=words, **network)
-    return replace(BASE, network=network, text=text, steps=steps)
+def variant(words: int = 96, causal: bool = True, **network: object) -> TextToImageRun:
+    """Return the base's run with another network or encoder of text."""
+    text = replace(BASE.text, width=words, causal=causal)
+    return replace(BASE, network=replace(BASE.network, text_width=words, **network), text=text)
 
 
 VARIANTS = {
-    "32_deep": variant(channels=32),
-    "48": variant(channels=48, depth=1),
-    "64_deep": variant(channels=64, words=128, steps=8000),
-    "32_slow": replace(variant(channels=32), learning_rate=1e-3),
-    "32_long_text": variant(channels=32, words=128, layers=4),
-    "32_whole_pixels": variant(
-        channels=32, patch=1, multipliers=(1, 2, 2), attention=(8,), steps=8000
+    "32_all_ways": replace(variant(channels=32, causal=False), steps=12_000),
+    "48_shallow_all_ways": replace(variant(channels=48, depth=1, causal=False), steps=12_000),
+    "64_all_ways": replace(variant(channels=64, words=128, causal=False), steps=8000),
+    "32_all_ways_slow": replace(
+        variant(channels=32, causal=False), steps=12_000, learning_rate=1e-3
     ),
+    "32": replace(variant(channels=32), steps=14_000),
+    "32_whole_pixels": replace(
+        variant(channels=32, patch=1, multipliers=(1, 2, 2), attention=(16, 8)), steps=7000
+    ),
+    "32_wider_words": replace(variant(channels=32, words=128), steps=14_000),
 }
 
 if __name__ == "__main__":

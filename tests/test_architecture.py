@@ -32,6 +32,7 @@ FLOORS = (
         "data",
         "shape_world",
         "captions",
+        "oracle",
         "metrics",
         "interrupts",
         "recorded",

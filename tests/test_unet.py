@@ -300,6 +300,30 @@ def test_label_text_mask_and_time_matter():
     assert not torch.allclose(net(xt, clock + 1, cond), before, atol=1e-6)
 
 
+def test_the_last_token_that_may_be_seen_joins_the_time():
+    net, (_, clock, cond) = randomised(FORMS["text"]), inputs(FORMS["text"])
+    before, last = net.encoder.embed(clock, cond), cond.mask.sum(1) - 1
+    for row in range(3):
+        for place in range(cond.text.shape[1]):
+            cond.text[row, place] += 1.0
+            changed = (net.encoder.embed(clock, cond) - before).abs().amax(1) > 1e-9
+            cond.text[row, place] -= 1.0
+            assert changed.tolist() == [r == row and place == last[r] for r in range(3)]
+
+
+def test_a_patch_is_read_and_written_as_one_pixel():
+    patched = replace(SMALL, side=16, patch=2, attention=(4,))
+    net = randomised(patched)
+    plain = UNet(replace(SMALL, in_channels=12, out_channels=12), generator=generator(0)).double()
+    plain.load_state_dict(net.state_dict())
+    x, clock = torch.randn(2, 3, 16, 16, generator=generator(3)).double(), torch.ones(2).double()
+    rows = x.reshape(2, 3, 8, 2, 8, 2)  # channel, row, its half, column, its half
+    small = rows.permute(0, 1, 3, 5, 2, 4).reshape(2, 12, 8, 8)
+    made = plain.eval()(small, clock).reshape(2, 3, 2, 2, 8, 8)
+    wide = made.permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 16, 16)
+    assert torch.allclose(net(x, clock), wide, atol=1e-10)
+
+
 @every_form
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_as_one_graph(config, training):

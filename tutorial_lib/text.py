@@ -20,8 +20,10 @@ FILLING = 0  # the token that fills captions up, and is not looked at
 class TextConfig:
     """Fix the shape of a text encoder.
 
-    `position_scale` is the standard deviation of positions' codes before training. Where they are
-    faint a small transformer may never learn word order: it stays a bag of words.
+    A `causal` one looks only back, as CLIP's does (Radford et al. 2021, section 2.4): what has
+    been said before tells tokens the order of the words. Otherwise their places' codes must, whose
+    standard deviation before training is `position_scale`, and a small encoder may stay a bag of
+    words for long.
     """
 
     vocabulary: int
@@ -30,6 +32,7 @@ class TextConfig:
     depth: int = 2
     heads: int = 4
     position_scale: float = 0.7
+    causal: bool = True
 
 
 class TextBlock(nn.Module):
@@ -45,7 +48,7 @@ class TextBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map (B, L, width) to the same shape; mask (B, L) is True where tokens may be seen."""
+        """Map (B, L, width) to the same shape; mask (B, L, L) is True where i may look at j."""
         h = self.norm1(x)
         x = x + self.itself(h, h, mask)
         return x + self.alone(self.norm2(x))
@@ -69,7 +72,10 @@ class TextEncoder(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] > self.config.length:
             wanted = f"(B, L), L at most {self.config.length}"
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}: this net takes {wanted}")
-        x, seen = self.words(tokens) + self.places[: tokens.shape[1]], tokens != FILLING
+        x, length = self.words(tokens) + self.places[: tokens.shape[1]], tokens.shape[1]
+        seen = (tokens != FILLING)[:, None].expand(-1, length, -1)  # (B, L, L)
+        if self.config.causal:
+            seen = seen & torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for block in self.blocks:
             x = block(x, seen)
         return self.norm(x)

@@ -26,11 +26,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Map (B, L, width), and a context (B, M, context_width) if any, to (B, L, width).
 
-        `mask` (B, M) is True where a token of the context may be looked at.
+        `mask`, (B, M) or (B, L, M), is True where a token of the context may be looked at.
         """
         source = x if context is None else context
         heads = [self._split(y) for y in (self.query(x), self.key(source), self.value(source))]
-        seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, M)
+        seen = mask if mask is None or mask.ndim == 3 else mask[:, None]
+        seen = None if seen is None else seen[:, None]  # (B, 1, 1 or L, M)
         h = F.scaled_dot_product_attention(*heads, attn_mask=seen)  # (B, heads, L, d)
         return self.out(h.transpose(1, 2).flatten(2))  # (B, L, width)
 

@@ -13,6 +13,7 @@ from tutorial_lib.recipes import (
     diffusion,
     few_steps,
     image_vae,
+    shape_clip,
     shapes,
     text_to_image,
     walks,
@@ -23,6 +24,7 @@ from tutorial_lib.recipes.diffusion_run import DiffusionRun
 from tutorial_lib.recipes.few_steps import FewStepsRun
 from tutorial_lib.recipes.image_vae import ImageVAERun
 from tutorial_lib.recipes.record import Recipe
+from tutorial_lib.recipes.shape_clip import CLIPRun
 from tutorial_lib.recipes.shapes import OracleRun
 from tutorial_lib.recipes.text_to_image import TextToImageRun
 from tutorial_lib.recipes.walks import WalksRun
@@ -72,6 +74,7 @@ BASE_NETWORK = UNetConfig(
     text_width=128,
     clock_scale=250.0,
 )
+TINY_CLIP = replace(shape_clip.NETWORK, image=TINY_TRUNK)
 TINY_BASE = replace(BASE_NETWORK, channels=8, depth=1, attention=(8,), head_width=None)
 
 COURSE = DiffusionRun(
@@ -100,6 +103,24 @@ def _short(about: str, out_channels: int = 6, loss: str = "hybrid") -> Recipe:
         replace(COURSE, network=whole, loss=loss, steps=7000, **measured),
         None,
         replace(TINY_COURSE, network=tiny, loss=loss),
+    )
+
+
+def _clip(about: str, *, noisy: bool, steps: int) -> Recipe:
+    """Return a recipe that trains CLIP on the shape world, on clean or on noisy pictures."""
+    return Recipe(
+        f"CLIP of the shape world, which sees {about}",
+        "Radford et al. 2021; GLIDE, Nichol et al. 2021, section 2.4",
+        "3 minutes on an H200",
+        "the paper, of the world's pictures: 76 % of ImageNet, zero-shot",
+        shape_clip.run_clip,
+        shape_clip.headline,
+        CLIPRun(noisy=noisy, steps=steps, batch_size=2048, learning_rate=2e-3, graph=True),
+        None,
+        CLIPRun(
+            **{"network": TINY_CLIP, "noisy": noisy, "images": 500, "tested": 60, "steps": 20},
+            **{"batch_size": 16, "learning_rate": 2e-3, "device": "cpu"},
+        ),
     )
 
 
@@ -336,6 +357,8 @@ RECIPES = {
             images=500, tested=100, steps=10, batch_size=16, learning_rate=2e-3, device="cpu"
         ),
     ),
+    "shapes_clip": _clip("clean pictures", noisy=False, steps=6000),
+    "shapes_clip_noisy": _clip("noisy ones too, and is told how noisy", noisy=True, steps=10_000),
     "shapes_text_to_image": Recipe(
         "The course's text-to-image network of the shape world, with its encoder of captions",
         "GLIDE, Nichol et al. 2021, section 3; Ho & Salimans 2022",
