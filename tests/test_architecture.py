@@ -33,6 +33,7 @@ FLOORS = (
         "shape_world",
         "captions",
         "oracle",
+        "pretrained",
         "metrics",
         "interrupts",
         "recorded",

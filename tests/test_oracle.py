@@ -6,16 +6,16 @@ import pytest
 import torch
 from truths import generator
 
+from tutorial_lib import pretrained
 from tutorial_lib.captions import all_claims, holds
 from tutorial_lib.oracle import GRID, PARTS, Oracle, Reading, read, reading_error, shares_right
 from tutorial_lib.recipes.shapes import READ, oracle_tests
-from tutorial_lib.recipes.text_to_image import ORACLE, load_oracle
 from tutorial_lib.shape_world import draw_scenes
 
 
 @pytest.fixture(scope="module")
 def tested():
-    return oracle_tests(load_oracle(), 2000, "cpu")
+    return oracle_tests(pretrained.oracle(), 2000, "cpu")
 
 
 def test_it_reads_clean_pictures(tested):
@@ -27,11 +27,6 @@ def test_it_can_fail(tested):
     assert tested["blend_read_as_one"] < 0.1
     blurred = list(tested["blurred"].values())
     assert blurred[0] < 0.95 and blurred == sorted(blurred, reverse=True) and blurred[-1] < 0.1
-
-
-def test_its_weights_must_be_there():
-    with pytest.raises(FileNotFoundError, match="run the recipe shapes_oracle first"):
-        load_oracle(ORACLE.with_name("absent"))
 
 
 class Known(torch.nn.Module):

@@ -28,6 +28,8 @@ PLUMBING = {
     "data": {"std8", "overlap3", "moons", "spirals", "checkerboard"},
     "metrics": {"mode_coverage", "within_mode_variance_ratio"},
     "networks/convolutional": {"downward", "upward"},
+    "oracle": {"read", "shares_right"},
+    "pretrained": {"checksums", "weights"},
     "shape_world": {"distances", "draw_scenes", "masks", "outlines", "render"},
     "schedule": {"Schedule.alpha", "Schedule.at", "Schedule.sigma", "time_like", "uniform_times"},
     "train": {"train"},

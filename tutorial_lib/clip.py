@@ -78,7 +78,7 @@ class CLIP(nn.Module):
 
 
 def pair_logits(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-    """Return scaled cosines of unit vectors (B, D) and (K, D), (B, K) (Radford et al., fig. 3)."""
+    """Return scaled cosines of unit vectors (B, D) and (K, D), (B, K) (Radford et al. 2021)."""
     return scale * image @ text.T
 
 

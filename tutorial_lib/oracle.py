@@ -41,7 +41,10 @@ class Reading:
 
 
 class Oracle(nn.Module):
-    """Map pictures (B, 3, 32, 32) in [-1, 1] to what each cell of a grid holds, (B, 19, 8, 8)."""
+    """Map pictures (B, 3, 32, 32) in [-1, 1] to what each cell of a grid holds, (B, 19, 8, 8).
+
+    The form of YOLO's answer (Redmon et al. 2016, section 2), of a much smaller network.
+    """
 
     def __init__(self, width: int = 32, *, generator: Generator) -> None:
         super().__init__()

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor
 
 from tutorial_lib.captions import (
-    LENGTH,
     UNSAID,
-    VOCABULARY,
     Claims,
     all_claims,
     caption_tokens,
@@ -26,7 +23,7 @@ from tutorial_lib.captions import (
 from tutorial_lib.cifar10 import to_floats
 from tutorial_lib.clip import CLIP, CLIPConfig, contrastive_loss, information_bound, pair_logits
 from tutorial_lib.denoiser import log_snr_clock
-from tutorial_lib.networks.unet import UNetConfig
+from tutorial_lib.pretrained import CLIP_CONFIG
 from tutorial_lib.recipes.record import (
     Metrics,
     TrainingRun,
@@ -38,19 +35,12 @@ from tutorial_lib.recipes.record import (
 from tutorial_lib.recipes.shapes import WORLD, scene_pool
 from tutorial_lib.schedule import CosineVP
 from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, Scenes, draw_scenes, render
-from tutorial_lib.text import TextConfig
 from tutorial_lib.train import train
 
 SCHEDULE = CosineVP()
 PROBED = (0.0, 0.2, 0.4, 0.6, 0.8)  # times at which a noise-aware one is tested
 PAIRS = tuple(product(COLOURS, SHAPES))
 SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
-NETWORK = CLIPConfig(
-    UNetConfig(
-        channels=16, multipliers=(1, 2, 4), depth=1, attention=(), dropout=0.0, clock_scale=250.0
-    ),
-    TextConfig(len(VOCABULARY), LENGTH, width=64),
-)
 TEMPLATES = ("{}", "a picture of {}", "there is {}")
 
 
@@ -61,7 +51,7 @@ class CLIPRun(TrainingRun):
     A `noisy` one is given x_t, t uniform, and told t: GLIDE's (Nichol et al. 2021, section 2.4).
     """
 
-    network: CLIPConfig = field(default=NETWORK)
+    network: CLIPConfig = field(default=CLIP_CONFIG)
     images: int = 1_000_000
     noisy: bool = False
     tested: int = 5000
@@ -111,15 +101,6 @@ def objective(config: CLIPRun) -> object:
         return contrastive_loss(logits.float())
 
     return cost
-
-
-def load_clip(path: Path, config: CLIPConfig = NETWORK, device: str = "cpu") -> CLIP:
-    """Return a recorded CLIP; raise FileNotFoundError if its weights are not there."""
-    if not path.exists():
-        raise FileNotFoundError(f"no CLIP at {path}: run the recipe {path.parent.name} first")
-    net = CLIP(config, generator=Generator())
-    net.load_state_dict(safetensors.torch.load_file(path))
-    return net.to(device).eval().requires_grad_(False)
 
 
 def prompts(pairs: Iterable[tuple[str, str]], template: str = TEMPLATES[0]) -> Tensor:

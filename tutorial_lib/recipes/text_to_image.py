@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
+from tutorial_lib import pretrained
 from tutorial_lib.captions import (
     LENGTH,
     VOCABULARY,
@@ -27,10 +27,9 @@ from tutorial_lib.guidance import ClassifierFree, StaticThreshold
 from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, UNetConfig
-from tutorial_lib.oracle import Oracle, read
+from tutorial_lib.oracle import read
 from tutorial_lib.recipes.diffusion_run import HalfPrecision
 from tutorial_lib.recipes.record import (
-    RESULTS,
     Metrics,
     TrainingRun,
     origin,
@@ -46,7 +45,6 @@ from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, draw_scenes
 from tutorial_lib.text import Captioned, TextConfig, TextEncoder
 from tutorial_lib.train import Progress, train
 
-ORACLE = RESULTS / "shapes_oracle" / "weights.safetensors"
 SCHEDULE = CosineVP()
 SAMPLER_STEPS = 25
 SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
@@ -170,7 +168,7 @@ class Judge:
 
     def __init__(self, config: TextToImageRun) -> None:
         self.config = config
-        self.oracle = load_oracle(device=config.device)
+        self.oracle = pretrained.oracle(config.device)
 
     def model(self, ema: nn.Module) -> Denoiser:
         """Return a denoiser of the averaged weights, of one part that is not compiled."""
@@ -230,12 +228,3 @@ class Judge:
             _, tokens = self._captions(16, objects, HELD_OUT, False)
             rows += [self.draw(model, tokens, w, SAMPLER_STEPS) for w in (0.0, 2.0)]
         sheet(torch.cat(rows), 16).save(path)
-
-
-def load_oracle(path: Path = ORACLE, device: str = "cpu") -> Oracle:
-    """Return the recorded oracle; raise FileNotFoundError if its weights are not there."""
-    if not path.exists():
-        raise FileNotFoundError(f"no oracle at {path}: run the recipe shapes_oracle first")
-    net = Oracle(generator=Generator())
-    net.load_state_dict(safetensors.torch.load_file(path))
-    return net.to(device).eval().requires_grad_(False)

@@ -1,0 +1,68 @@
+"""The course's own models of the shape world, small enough to come with the package.
+
+Each was trained by the recipe of its name and is kept in bfloat16, in `weights/`, beside the
+checksums that it must have. They are read as float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import safetensors.torch
+from torch import Generator, Tensor, nn
+
+from tutorial_lib.captions import LENGTH, VOCABULARY
+from tutorial_lib.clip import CLIP, CLIPConfig
+from tutorial_lib.networks.unet import UNetConfig
+from tutorial_lib.oracle import Oracle
+from tutorial_lib.text import TextConfig
+
+FOLDER = Path(__file__).parent / "weights"
+CLIP_CONFIG = CLIPConfig(
+    UNetConfig(
+        channels=16, multipliers=(1, 2, 4), depth=1, attention=(), dropout=0.0, clock_scale=250.0
+    ),
+    TextConfig(len(VOCABULARY), LENGTH, width=64),
+)
+
+
+class WeightsError(OSError):
+    """Say that a file of weights is missing or is not what the package came with."""
+
+
+def oracle(device: str = "cpu") -> Oracle:
+    """Return the reader of pictures, recipe `shapes_oracle`; raise WeightsError."""
+    return _ready(Oracle(generator=Generator()), "shapes_oracle", device)
+
+
+def clip(device: str = "cpu", *, noisy: bool = False) -> CLIP:
+    """Return CLIP, or the one that has seen noise, recipes `shapes_clip` and `..._noisy`.
+
+    The latter is told the log-SNR's clock, `denoiser.log_snr_clock` of a cosine schedule. Raises
+    WeightsError.
+    """
+    name = "shapes_clip_noisy" if noisy else "shapes_clip"
+    return _ready(CLIP(CLIP_CONFIG, generator=Generator()), name, device)
+
+
+def weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
+    """Return a model's weights by name, in float32, checked; raise WeightsError."""
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        raise WeightsError(f"there are no weights at {path}: install the package again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != checksums(folder).get(path.name):
+        raise WeightsError(f"the weights at {path} are damaged: install the package again")
+    return {key: x.float() for key, x in safetensors.torch.load(data).items()}
+
+
+def checksums(folder: Path = FOLDER) -> dict[str, str]:
+    """Return the SHA-256 that each file of weights must have, by its name."""
+    lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split("  ") for line in lines)}
+
+
+def _ready(net: nn.Module, name: str, device: str) -> nn.Module:
+    net.load_state_dict(weights(name))
+    return net.to(device).eval().requires_grad_(False)
