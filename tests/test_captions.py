@@ -16,6 +16,8 @@ from tutorial_lib.captions import (
     UNSAID,
     VOCABULARY,
     Claims,
+    all_claims,
+    caption_likelihood,
     caption_tokens,
     draw_claims,
     holds,
@@ -164,3 +166,52 @@ def test_what_is_said_is_left_out_now_and_then():
     assert not related[~clear].any()
     assert ((claims.colour == UNSAID) & (claims.shape == UNSAID) & there).sum() == 0
     assert isinstance(claims, Claims) and (claims.size[~there] == UNSAID).all()
+
+
+def counted(scenes, claims, n):
+    """How often n tellers of each picture, who see its objects in any order, claim this."""
+    shares = torch.zeros(len(scenes), len(claims.count))
+    for b in range(len(scenes)):
+        many = scenes[torch.full((n,), b)]
+        order = torch.rand(n, MOST, generator=generator(b)).argsort(1)
+        order = torch.where(many.present.sum(1, keepdim=True) == MOST, order, torch.arange(MOST))
+        two = many.present.sum(1) == 2
+        turned = two & (torch.rand(n, generator=generator(b + 50)) < 0.5)
+        order[turned] = torch.tensor([1, 0, 2])
+        shuffled = {
+            name: getattr(many, name).gather(1, order) for name in ("size", "colour", "shape")
+        }
+        centre = many.centre.gather(1, order[..., None].expand(-1, -1, 2))
+        told = draw_claims(replace(many, centre=centre, **shuffled), generator=generator(b + 99))
+        for c in range(len(claims.count)):
+            one = {name: getattr(claims, name)[c] for name in vars(claims)}
+            same = [(getattr(told, k) == v).view(n, -1).all(1) for k, v in one.items()]
+            shares[b, c] = torch.stack(same).all(0).double().mean()
+    return shares
+
+
+def test_likelihoods_are_how_often_tellers_say_it():
+    """Of ten pictures and a caption of each; columns have a factor of their own."""
+    scenes = draw_scenes(10, generator=generator(3))
+    claims = draw_claims(scenes, generator=generator(4))
+    n = 40_000
+    likely, often = caption_likelihood(claims, scenes), counted(scenes, claims, n)
+    assert bool((likely.diagonal() > 0).all())
+    factor = often.sum(0) / likely.sum(0)
+    band = 6 * (often * (1 - often) / n).sqrt() + 1e-4
+    assert bool(((likely * factor - often).abs() < band + 0.02 * often).all())
+
+
+def test_a_caption_that_does_not_hold_has_no_likelihood():
+    scenes, claims = world(300)
+    likely = caption_likelihood(claims, scenes)
+    for shift in range(1, 20):
+        true = holds(claims, scenes[torch.arange(300).roll(shift)])
+        found = likely[torch.arange(300).roll(shift), torch.arange(300)]
+        assert not bool((found > 0)[~true].any())
+    turned = all_claims(scenes)
+    related = turned.relation != UNSAID
+    turned = replace(turned, relation=torch.where(related, turned.relation ^ 1, UNSAID))
+    false = related & ~holds(turned, scenes)
+    assert int(false.sum()) > 50
+    assert not bool(caption_likelihood(turned, scenes).diagonal()[false].any())

@@ -23,7 +23,7 @@ WITHOUT_FORMULAS = {"plotting", "checks", "widgets", "exercises", "recipes"}
 # What computes without a formula of any paper: pixels, toys, exp(log_alpha), the course's own
 # measures. A name that cites or is gone may not stay here.
 PLUMBING = {
-    "captions": {"caption_tokens", "write_tokens"},
+    "captions": {"caption_likelihood", "caption_tokens", "write_tokens"},
     "cifar10": {"cache_folder", "cifar10", "to_pixels"},
     "data": {"std8", "overlap3", "moons", "spirals", "checkerboard"},
     "metrics": {"mode_coverage", "within_mode_variance_ratio"},

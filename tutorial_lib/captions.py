@@ -115,6 +115,30 @@ def holds(claims: Claims, scenes: Scenes) -> Tensor:
     return right
 
 
+def caption_likelihood(claims: Claims, scenes: Scenes) -> Tensor:
+    """Return how likely each of C captions is of each of B pictures, (B, C).
+
+    It is p(caption | picture), but for a factor that is the same for all pictures: in which words
+    it is said, and of what. A picture does not tell which object is first: any order will do.
+    """
+    n, zero = scenes.present.sum(1), torch.zeros(len(scenes), len(claims.count))
+    total, orders = zero.clone(), zero.clone()
+    for order in permutations(range(MOST)):
+        order = list(order)
+        first = (scenes.present[:, order] == (torch.arange(MOST) < n[:, None])).all(1)
+        fits = first[:, None] & (n[:, None] == claims.count)
+        for name in ("size", "colour", "shape"):
+            said = getattr(claims, name)  # (C, N)
+            same = said == getattr(scenes, name)[:, order][:, None]  # (B, C, N)
+            fits &= ((said == UNSAID) | same).all(2)
+        lie = torch.where(n > 1, relations(scenes.centre[:, order[:2]]), UNSAID)[:, None]
+        said = _SAID["relation"] * (claims.relation == lie)
+        unsaid = torch.where(lie == UNSAID, 1.0, 1 - _SAID["relation"])
+        total += fits * torch.where(claims.relation == UNSAID, unsaid, said)
+        orders += first[:, None]
+    return total / orders
+
+
 def caption_tokens(claims: Claims, *, generator: Generator) -> Tensor:
     """Return what is claimed in one of several wordings, as tokens (B, LENGTH).
 
