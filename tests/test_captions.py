@@ -215,3 +215,15 @@ def test_a_caption_that_does_not_hold_has_no_likelihood():
     false = related & ~holds(turned, scenes)
     assert int(false.sum()) > 50
     assert not bool(caption_likelihood(turned, scenes).diagonal()[false].any())
+
+
+def test_likelihoods_of_the_rest_are_sums_over_what_may_be_said_of_how_things_lie():
+    scenes, claims = world(200)
+    two = claims.count > 1
+    anything = [
+        caption_likelihood(replace(claims, relation=torch.where(two, said, UNSAID)), scenes)
+        for said in (UNSAID, *range(len(RELATIONS)))
+    ]
+    summed = torch.where(two, torch.stack(anything).sum(0), anything[0])
+    rest = caption_likelihood(claims, scenes, related=False)
+    assert torch.allclose(summed, rest, atol=1e-6)

@@ -11,6 +11,7 @@ from tutorial_lib.clip import (
     CLIP,
     MOST_SCALE,
     CLIPConfig,
+    box_features,
     contrastive_loss,
     information_bound,
     pair_logits,
@@ -189,3 +190,29 @@ def test_filling_is_not_read_and_noise_is_told():
     assert torch.equal(net.image(x, 0 * clock), net.image(x))
     pooled = torch.nn.functional.normalize(net.project(net.features(x).mean((2, 3))), dim=1)
     assert torch.allclose(pooled, net.image(x), atol=1e-12)
+
+
+def test_boxes_are_pooled_as_a_loop_over_cells_would():
+    features, h, w = double(2, 3, 4, 6), 4, 6
+    low = torch.rand(2, 5, 2, generator=generator(1), dtype=torch.float64) * 1.2 - 1
+    size = 0.4 + 0.5 * torch.rand(2, 5, 2, generator=generator(2), dtype=torch.float64)
+    boxes = torch.cat([low, (low + size).clamp(max=1)], 2)
+    found = box_features(features, boxes)
+    for b in range(2):
+        for n, (left, top, right, bottom) in enumerate(boxes[b].tolist()):
+            cells = [
+                features[b, :, row, column]
+                for row in range(h)
+                for column in range(w)
+                if left < (column + 0.5) * 2 / w - 1 < right
+                and top < (row + 0.5) * 2 / h - 1 < bottom
+            ]
+            if cells:
+                by_hand = torch.stack(cells).mean(0)
+                assert torch.allclose(found[b, n], by_hand, atol=1e-12)
+
+
+def test_a_box_between_the_centres_has_the_nearest_cell():
+    features = torch.arange(12.0, dtype=torch.float64).view(1, 1, 3, 4)
+    box = torch.tensor([[[0.3, -0.05, 0.35, 0.05]]], dtype=torch.float64)
+    assert box_features(features, box).item() == 6.0  # row 1, whose centre lies in it; column 2

@@ -115,11 +115,12 @@ def holds(claims: Claims, scenes: Scenes) -> Tensor:
     return right
 
 
-def caption_likelihood(claims: Claims, scenes: Scenes) -> Tensor:
+def caption_likelihood(claims: Claims, scenes: Scenes, *, related: bool = True) -> Tensor:
     """Return how likely each of C captions is of each of B pictures, (B, C).
 
     It is p(caption | picture), but for a factor that is the same for all pictures: in which words
     it is said, and of what. A picture does not tell which object is first: any order will do.
+    If not `related`, it is the likelihood of the rest, whatever is said of how things lie.
     """
     n, zero = scenes.present.sum(1), torch.zeros(len(scenes), len(claims.count))
     total, orders = zero.clone(), zero.clone()
@@ -134,7 +135,8 @@ def caption_likelihood(claims: Claims, scenes: Scenes) -> Tensor:
         lie = torch.where(n > 1, relations(scenes.centre[:, order[:2]]), UNSAID)[:, None]
         said = _SAID["relation"] * (claims.relation == lie)
         unsaid = torch.where(lie == UNSAID, 1.0, 1 - _SAID["relation"])
-        total += fits * torch.where(claims.relation == UNSAID, unsaid, said)
+        lies = torch.where(claims.relation == UNSAID, unsaid, said) if related else 1.0
+        total += fits * lies
         orders += first[:, None]
     return total / orders
 

@@ -77,6 +77,30 @@ class CLIP(nn.Module):
             return pair_logits(image.to(wide), text.to(wide), self.scale)
 
 
+def box_features(features: Tensor, boxes: Tensor) -> Tensor:
+    """Return the mean of features (B, C, h, w) over boxes (B, N, 4) of each picture, (B, N, C).
+
+    The features' cells tile the square from -1 to 1, x to the right and y down; a box, of left,
+    top, right and bottom, has the cells whose centres lie in it, and the nearest if none does.
+    Regions of interest (Girshick 2015, section 2.1), with means for maxima.
+    """
+    h, w = features.shape[2:]
+    left, top, right, bottom = boxes.unbind(2)
+    across, down = _cells_within(left, right, w), _cells_within(top, bottom, h)
+    inside = (down[..., :, None] & across[..., None, :]).to(features.dtype)  # (B, N, h, w)
+    total = torch.einsum("bchw,bnhw->bnc", features, inside)
+    return total / inside.sum((2, 3))[..., None]
+
+
+def _cells_within(low: Tensor, high: Tensor, n: int) -> Tensor:
+    """Return which of n cells from -1 to 1 have their centres between bounds (B, N), (B, N, n)."""
+    centres = (torch.arange(n, device=low.device, dtype=low.dtype) + 0.5) * (2 / n) - 1
+    inside = (centres > low[..., None]) & (centres < high[..., None])
+    nearest = (centres - (low + high)[..., None] / 2).abs().argmin(-1, keepdim=True)
+    found = inside.any(-1, keepdim=True)
+    return inside | (~found & (torch.arange(n, device=low.device) == nearest))
+
+
 def pair_logits(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
     """Return scaled cosines of unit vectors (B, D) and (K, D), (B, K) (Radford et al. 2021)."""
     return scale * image @ text.T
