@@ -223,8 +223,10 @@ class ClassifierFree:
     def _told_and_not(self, name: str, x: Tensor, n: int) -> Tensor:
         """Return n rows of a part of the condition, followed by as many of nothing said."""
         x = x.expand(n, *x.shape[1:])
-        bare = self._null.get(name, x).to(x.device, x.dtype)
-        return torch.cat([x, bare.expand_as(x)])
+        bare = self._null.get(name, x)
+        if bare.is_cpu and bare.numel() == 1:  # a copy from the host would wait for the GPU
+            return torch.cat([x, torch.full_like(x, bare.item())])
+        return torch.cat([x, bare.to(x).expand_as(x)])
 
 
 class MixtureClassifier:
