@@ -3,6 +3,7 @@
     python benchmarks/shape_world.py OUT NAME ...
 
 Each NAME is a network below; it leaves its record in OUT/NAME, as a recipe would.
+Those of two are kept in results/shapes_search.
 """
 
 from __future__ import annotations

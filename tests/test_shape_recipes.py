@@ -14,7 +14,12 @@ from tutorial_lib.captions import LENGTH, read_tokens
 from tutorial_lib.clip import CLIP
 from tutorial_lib.recipes import shape_clip, text_to_image
 from tutorial_lib.recipes.shapes import scene_pool
-from tutorial_lib.recipes.text_to_image import Judge, empty_caption, fresh_network, objective
+from tutorial_lib.recipes.text_to_image import (
+    CaptionJudge,
+    empty_caption,
+    fresh_network,
+    objective,
+)
 from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, render
 
 TINY = recipes.RECIPES["shapes_text_to_image"].tiny
@@ -68,7 +73,7 @@ def test_clip_trains_and_leaves_its_record(tmp_path, name):
         assert again[kind] == pytest.approx(found["at"]["0.0"][kind], abs=0.15)
 
 
-class Painter(Judge):
+class Painter(CaptionJudge):
     """Paint the very scenes that captions were drawn from, and change them before."""
 
     def __init__(self, spoil=lambda scenes: scenes):

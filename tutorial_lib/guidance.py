@@ -31,9 +31,9 @@ from tutorial_lib.schedule import Schedule, Time, as_time, time_like
 
 # f(xt, t, cond): how well each noisy point (B, ...) suits the condition, (B,); rows do not mix
 Similarity = Callable[[Tensor, Time, Condition | None], Tensor]
-NOTHING = Condition(label=torch.tensor([NULL_LABEL]))
 # f(xt, t): logits of each noisy point, (B, K); log p(y | x_t) will do, whose log-softmax it is
 Classifier = Callable[[Tensor, Time], Tensor]
+NO_LABEL = Condition(label=torch.tensor([NULL_LABEL]))
 
 
 class StaticThreshold:
@@ -197,7 +197,7 @@ class ClassifierFree:
         denoiser: Denoiser,
         w: float,
         interval: tuple[float, float] = (0.0, 1.0),
-        null: Condition = NOTHING,
+        null: Condition = NO_LABEL,
     ) -> None:
         if not interval[0] <= interval[1]:
             raise ValueError(f"the interval is {interval}: it must run from low to high t")

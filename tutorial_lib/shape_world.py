@@ -31,6 +31,7 @@ HELD_OUT = (  # of 48 pairs, kept from every training: each shape once, and no c
     *(("yellow", "circle"), ("purple", "square"), ("blue", "triangle")),
     *(("red", "cross"), ("orange", "ring"), ("green", "diamond")),
 )
+SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 MOST = 3  # objects in a scene
 GAP = 0.06  # at least, between the circles around two objects and to the picture's edge
 _TURN, _TINT = math.radians(8), 0.04

@@ -32,16 +32,14 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.recipes.shapes import WORLD, scene_pool
+from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
 from tutorial_lib.schedule import CosineVP
-from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, Scenes, draw_scenes, render
+from tutorial_lib.shape_world import COLOURS, HELD_OUT, SEEN, SHAPES, Scenes, draw_scenes, render
 from tutorial_lib.train import train
 
 SCHEDULE = CosineVP()
 PROBED = (0.0, 0.2, 0.4, 0.6, 0.8)  # times at which a noise-aware one is tested
 PAIRS = tuple(product(COLOURS, SHAPES))
-SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
-TEMPLATES = ("{}", "a picture of {}", "there is {}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,7 @@ class CLIPRun(TrainingRun):
 
 def run_clip(name: str, config: CLIPRun, out: Path) -> Metrics:
     """Train both encoders, test them, and leave the record with the weights."""
-    parts = scene_pool(config.images, seed=config.seed, device=config.device, held_out=HELD_OUT)
-    data = tuple(torch.cat(column) for column in zip(*((p, t) for _, p, t in parts), strict=True))
+    data = captioned_pictures(config.images, seed=config.seed, device=config.device)
     net = CLIP(config.network, generator=Generator().manual_seed(config.seed))
     net = net.to(config.device, memory_format=torch.channels_last)
     if config.compiled:
@@ -103,9 +100,9 @@ def objective(config: CLIPRun) -> object:
     return cost
 
 
-def prompts(pairs: Iterable[tuple[str, str]], template: str = TEMPLATES[0]) -> Tensor:
-    """Return the tokens of "a red circle" and so on, in a template, (pairs, LENGTH)."""
-    return write_tokens(template.format(f"{_article(c)} {c} {s}") for c, s in pairs)
+def prompts(pairs: Iterable[tuple[str, str]]) -> Tensor:
+    """Return the tokens of "a red circle" and so on, (pairs, LENGTH)."""
+    return write_tokens(f"{_article(c)} {c} {s}" for c, s in pairs)
 
 
 def _article(word: str) -> str:

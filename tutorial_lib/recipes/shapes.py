@@ -21,7 +21,7 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.shape_world import Scenes, draw_scenes, render
+from tutorial_lib.shape_world import HELD_OUT, Scenes, draw_scenes, render
 from tutorial_lib.train import train
 
 WORLD = "the shape world"
@@ -51,6 +51,13 @@ def scene_pool(
             claims = draw_claims(scenes, generator=generator)
             tokens = caption_tokens(claims, generator=generator)
             yield scenes, to_pixels(render(scenes)), tokens
+
+
+def captioned_pictures(n: int, *, seed: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return pixels (n, 3, 32, 32) and tokens (n, L) to train on, without pairs held out."""
+    parts = scene_pool(n, seed=seed, device=device, held_out=HELD_OUT)
+    pixels, tokens = zip(*((p, t) for _, p, t in parts), strict=True)
+    return torch.cat(pixels), torch.cat(tokens)
 
 
 def run_oracle(name: str, config: OracleRun, out: Path) -> Metrics:

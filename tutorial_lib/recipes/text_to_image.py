@@ -38,16 +38,15 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.recipes.shapes import WORLD, scene_pool
+from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
 from tutorial_lib.samplers import final
 from tutorial_lib.schedule import CosineVP, log_snr_times
-from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, draw_scenes
+from tutorial_lib.shape_world import HELD_OUT, SEEN, draw_scenes
 from tutorial_lib.text import Captioned, TextConfig, TextEncoder
 from tutorial_lib.train import Progress, train
 
 SCHEDULE = CosineVP()
 SAMPLER_STEPS = 25
-SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class TextToImageRun(TrainingRun):
     """
 
     network: UNetConfig
-    text: TextConfig = field(default=TextConfig(len(VOCABULARY), LENGTH))
+    text: TextConfig = field(default=TextConfig(len(VOCABULARY), LENGTH, width=96))
     images: int = 1_000_000
     unlabelled: float = 0.1
     ema_decay: float = 0.9995
@@ -88,8 +87,7 @@ def denoiser(net: nn.Module) -> NetworkDenoiser:
 
 def run_text_to_image(name: str, config: TextToImageRun, out: Path) -> Metrics:
     """Train the network, count what it draws right, and leave the record with the weights."""
-    parts = scene_pool(config.images, seed=config.seed, device=config.device, held_out=HELD_OUT)
-    data = tuple(torch.cat(column) for column in zip(*((p, t) for _, p, t in parts), strict=True))
+    data = captioned_pictures(config.images, seed=config.seed, device=config.device)
     net = fresh_network(config)
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
@@ -98,7 +96,7 @@ def run_text_to_image(name: str, config: TextToImageRun, out: Path) -> Metrics:
     about = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
     result = train(net, data, objective(config), schedule, **about, watch=watch)
     save_weights(result.ema, out / "weights.safetensors", origin(name, config.device))
-    judge = Judge(config)
+    judge = CaptionJudge(config)
     model = judge.model(result.ema)
     table = [
         {"w": w, **judge.shares(model, w, config.captions, steps)}
@@ -117,10 +115,8 @@ def _size(net: nn.Module) -> int:
 
 def headline(found: Metrics) -> str:
     """Say in a few words how often the network draws what it is told."""
-    plain, best = (
-        next(row for row in found["table"] if row["w"] == 0),
-        max(found["table"], key=lambda row: row["mix"]),
-    )
+    plain = next(row for row in found["table"] if row["w"] == 0)
+    best = max(found["table"], key=lambda row: row["mix"])
     return (
         f"{100 * plain['mix']:.0f} % of captions drawn right, "
         f"{100 * best['mix']:.0f} % at w = {best['w']:g}"
@@ -154,7 +150,7 @@ class Watch:
         tick, between = divmod(told.step, self.config.schedule().log_every)
         if between or tick % 10:
             return
-        judge = Judge(self.config)
+        judge = CaptionJudge(self.config)
         model, n = judge.model(told.ema), max(1, self.config.captions // 4)
         for w in (0.0, 2.0):
             shares = judge.shares(model, w, n)
@@ -163,7 +159,7 @@ class Watch:
             )
 
 
-class Judge:
+class CaptionJudge:
     """Ask a network for what captions of several kinds say, and the oracle whether it is there."""
 
     def __init__(self, config: TextToImageRun) -> None:
@@ -171,7 +167,7 @@ class Judge:
         self.oracle = pretrained.oracle(config.device)
 
     def model(self, ema: nn.Module) -> Denoiser:
-        """Return a denoiser of the averaged weights, of one part that is not compiled."""
+        """Return a denoiser of a run's averaged weights, not compiled: batches vary in size."""
         net = fresh_network(self.config).eval().requires_grad_(False)
         net.load_state_dict(ema.state_dict())
         return denoiser(net)
