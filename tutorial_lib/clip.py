@@ -70,7 +70,7 @@ class CLIP(nn.Module):
         return F.normalize(self.project_words(end), dim=1)
 
     def forward(self, x: Tensor, tokens: Tensor, clock: Tensor | None = None) -> Tensor:
-        """Map pictures and captions to logits (B, B): row i is picture i before all captions."""
+        """Map pictures and captions to logits (B, K): row i is picture i before all captions."""
         image, text = self.image(x, clock), self.text(tokens)
         with torch.autocast(x.device.type, enabled=False):  # 8 bits are too few for a logit of 100
             wide = self.log_scale.dtype
@@ -107,12 +107,14 @@ def pair_logits(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """Return how surprising each pair is, seen from both sides, (B,) nats, of logits (B, B).
+    """Return how surprising each pair is, seen from both sides, (B,) nats, of logits (B, K).
 
     The mean of two cross-entropies: picture i's among the captions, and caption i's among the
-    pictures (Radford et al. 2021, figure 3; InfoNCE, van den Oord et al. 2018, eq. 4).
+    pictures (Radford et al. 2021, figure 3; InfoNCE, van den Oord et al. 2018, eq. 4). Captions
+    beyond the first B belong to no picture: hard negatives (NegCLIP, Yuksekgonul et al. 2023).
     """
-    return -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()) / 2
+    pairs = logits[:, : len(logits)]
+    return -(logits.log_softmax(1).diagonal() + pairs.log_softmax(0).diagonal()) / 2
 
 
 def information_bound(logits: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tutorial_lib.networks.attention import Attention
+from tutorial_lib.networks.embeddings import sinusoidal
 
 FILLING = 0  # the token that fills captions up, and is not looked at
+SLOWEST = 100.0  # words: the longest period of the places' sines, over 2 pi
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class TextConfig:
     """Fix the shape of a text encoder.
 
     A `causal` one looks only back, as CLIP's does (Radford et al. 2021, section 2.4): what has
-    been said before tells tokens the order of the words. Otherwise their places' codes must, whose
-    standard deviation before training is `position_scale`, and a small encoder may stay a bag of
-    words for long.
+    been said before tells tokens the order of the words. Otherwise their places' codes must, which
+    are sines before training, of root mean square `position_scale`; where they are weak, a small
+    encoder may stay a bag of words for long.
     """
 
     vocabulary: int
@@ -102,7 +104,7 @@ class Captioned(nn.Module):
 
 
 def initialise_text(encoder: TextEncoder, generator: Generator) -> None:
-    """Draw weights: of words N(0, 1), of places N(0, position_scale^2), of layers uniform.
+    """Draw weights: of words N(0, 1), of layers uniform; places begin as sines.
 
     A layer's lie on +-sqrt(3 / fan_in), those that end a residual path on a share of it that falls
     with the depth (GPT-2, Radford et al. 2019, section 2.3).
@@ -121,4 +123,6 @@ def initialise_text(encoder: TextEncoder, generator: Generator) -> None:
             for last in (block.itself.out, block.alone[-1]):
                 last.weight.mul_(ends)
         nn.init.normal_(encoder.words.weight, generator=generator)
-        nn.init.normal_(encoder.places, std=encoder.config.position_scale, generator=generator)
+        length, width = encoder.places.shape
+        codes = sinusoidal(torch.arange(float(length)), width, SLOWEST)
+        encoder.places.copy_(encoder.config.position_scale * 2**0.5 * codes)

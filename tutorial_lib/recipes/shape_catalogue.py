@@ -33,19 +33,19 @@ TINY_CLIP = replace(
 TINY_BASE = replace(BASE_NETWORK, channels=8, depth=1, attention=(8,), head_width=None)
 
 
-def _clip(about: str, *, noisy: bool, steps: int) -> Recipe:
-    """Return a recipe that trains CLIP on the shape world, on clean or on noisy pictures."""
+def _clip(about: str, steps: int, **how: bool) -> Recipe:
+    """Return a recipe that trains CLIP on the shape world, of one kind."""
     return Recipe(
-        f"CLIP of the shape world, which sees {about}",
+        f"CLIP of the shape world, which {about}",
         "Radford et al. 2021; GLIDE, Nichol et al. 2021, section 2.4",
         "3 minutes on an H200",
         "the paper, of the world's pictures: 76 % of ImageNet, zero-shot",
         shape_clip.run_clip,
         shape_clip.headline,
-        CLIPRun(noisy=noisy, steps=steps, batch_size=2048, learning_rate=2e-3, graph=True),
+        CLIPRun(**how, steps=steps, batch_size=2048, learning_rate=2e-3, graph=True),
         None,
         CLIPRun(
-            **{"network": TINY_CLIP, "noisy": noisy, "images": 500, "tested": 60, "steps": 20},
+            **{**how, "network": TINY_CLIP, "images": 500, "tested": 60, "steps": 20},
             **{"batch_size": 16, "learning_rate": 2e-3, "device": "cpu"},
         ),
     )
@@ -65,8 +65,9 @@ SHAPES = {
             images=500, tested=100, steps=10, batch_size=16, learning_rate=2e-3, device="cpu"
         ),
     ),
-    "shapes_clip": _clip("clean pictures", noisy=False, steps=6000),
-    "shapes_clip_noisy": _clip("noisy ones too, and is told how noisy", noisy=True, steps=10_000),
+    "shapes_clip": _clip("sees clean pictures", 6000),
+    "shapes_clip_noisy": _clip("sees noisy ones too, and is told how noisy", 10_000, noisy=True),
+    "shapes_clip_careful": _clip("is told false captions too", 6000, careful=True),
     "shapes_text_to_image": Recipe(
         "The course's text-to-image network of the shape world, with its encoder of captions",
         "GLIDE, Nichol et al. 2021, section 3; Ho & Salimans 2022",

@@ -32,9 +32,10 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
+from tutorial_lib.recipes.shapes import WORLD, captioned_pictures, scene_pool
 from tutorial_lib.schedule import CosineVP
 from tutorial_lib.shape_world import COLOURS, HELD_OUT, SEEN, SHAPES, Scenes, draw_scenes, render
+from tutorial_lib.text import FILLING
 from tutorial_lib.train import train
 
 SCHEDULE = CosineVP()
@@ -47,11 +48,14 @@ class CLIPRun(TrainingRun):
     """Fix a CLIP, how long it trains on how many scenes, and on how many it is tested.
 
     A `noisy` one is given x_t, t uniform, and told t: GLIDE's (Nichol et al. 2021, section 2.4).
+    A `careful` one must choose also among captions with their relation turned round: NegCLIP's
+    hard negatives (Yuksekgonul et al. 2023, section 4).
     """
 
     network: CLIPConfig = field(default=CLIP_CONFIG)
     images: int = 1_000_000
     noisy: bool = False
+    careful: bool = False
     tested: int = 5000
     ema_decay: float = 0.999
     graph: bool = False
@@ -59,7 +63,7 @@ class CLIPRun(TrainingRun):
 
 def run_clip(name: str, config: CLIPRun, out: Path) -> Metrics:
     """Train both encoders, test them, and leave the record with the weights."""
-    data = captioned_pictures(config.images, seed=config.seed, device=config.device)
+    data = clip_data(config)
     net = CLIP(config.network, generator=Generator().manual_seed(config.seed))
     net = net.to(config.device, memory_format=torch.channels_last)
     if config.compiled:
@@ -82,11 +86,35 @@ def headline(found: Metrics) -> str:
     return f"zero-shot {seen:.0f} % of seen and {unseen:.0f} % of unseen pairs"
 
 
-def objective(config: CLIPRun) -> object:
-    """Return the loss of a batch of pixels and tokens, (B,) nats."""
+def clip_data(config: CLIPRun) -> tuple[Tensor, ...]:
+    """Return pixels and tokens (n, L) to train on; of a careful run, of false captions too.
 
-    def cost(net: CLIP, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
-        pixels, tokens = batch
+    They are those of the same scenes with their relation turned round, in words of their own, and
+    nothing but filling where there is none or where it would be true.
+    """
+    if not config.careful:
+        return captioned_pictures(config.images, seed=config.seed, device=config.device)
+    parts = scene_pool(config.images, seed=config.seed, device=config.device, held_out=HELD_OUT)
+    generator = Generator(config.device).manual_seed(config.seed + 1)
+    pool = [(pixels, *_both(scenes, generator)) for scenes, pixels, _ in parts]
+    return tuple(torch.cat(column) for column in zip(*pool, strict=True))
+
+
+def _both(scenes: Scenes, generator: Generator) -> tuple[Tensor, Tensor]:
+    with torch.device(generator.device):
+        claims = draw_claims(scenes, generator=generator)
+        turned = _turned(claims)
+        false = (claims.relation != UNSAID) & ~holds(turned, scenes)
+        tokens = [caption_tokens(said, generator=generator) for said in (claims, turned)]
+        return tokens[0], torch.where(false[:, None], tokens[1], FILLING)
+
+
+def objective(config: CLIPRun) -> object:
+    """Return the loss of a batch of pixels and tokens, true and false, (B,) nats."""
+
+    def cost(net: CLIP, batch: tuple[Tensor, ...], generator: Generator) -> Tensor:
+        pixels, *captions = batch
+        tokens = torch.cat(captions)
         x, clock = to_floats(pixels), None
         if config.noisy:
             t = torch.rand(len(x), generator=generator, device=x.device).double()
@@ -95,6 +123,7 @@ def objective(config: CLIPRun) -> object:
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
             logits = net(x, tokens, clock)
+        logits = logits.masked_fill((tokens == FILLING).all(1), -torch.inf)
         return contrastive_loss(logits.float())
 
     return cost
@@ -166,9 +195,16 @@ def _falsehoods(claims: Claims) -> dict[str, Claims]:
         both = getattr(claims, name)
         return replace(claims, **{name: both[:, [1, 0, 2]]})
 
+    return {
+        "relation": _turned(claims),
+        "colours": exchanged("colour"),
+        "sizes": exchanged("size"),
+    }
+
+
+def _turned(claims: Claims) -> Claims:
     related = claims.relation != UNSAID
-    turned = replace(claims, relation=torch.where(related, claims.relation ^ 1, UNSAID))
-    return {"relation": turned, "colours": exchanged("colour"), "sizes": exchanged("size")}
+    return replace(claims, relation=torch.where(related, claims.relation ^ 1, UNSAID))
 
 
 def _share(right: Tensor) -> float:
