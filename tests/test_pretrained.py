@@ -32,7 +32,8 @@ def test_weights_are_those_of_their_record(name):
 
 
 def test_every_model_is_there():
-    for net in (pretrained.oracle(), pretrained.clip(), pretrained.clip(noisy=True)):
+    base = pretrained.text_to_image().net
+    for net in (pretrained.oracle(), pretrained.clip(), pretrained.clip(noisy=True), base):
         assert not net.training and not any(p.requires_grad for p in net.parameters())
 
 

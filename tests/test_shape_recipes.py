@@ -12,11 +12,11 @@ from truths import generator
 from tutorial_lib import recipes
 from tutorial_lib.captions import LENGTH, read_tokens
 from tutorial_lib.clip import CLIP
+from tutorial_lib.pretrained import empty_caption
 from tutorial_lib.recipes import shape_clip, text_to_image
 from tutorial_lib.recipes.shapes import scene_pool
 from tutorial_lib.recipes.text_to_image import (
     CaptionJudge,
-    empty_caption,
     fresh_network,
     objective,
 )
@@ -56,7 +56,7 @@ def test_a_text_to_image_network_trains_and_leaves_its_record(tmp_path):
     assert "drawn right" in recipes.RECIPES["shapes_text_to_image"].headline(found)
 
 
-@pytest.mark.parametrize("name", ["shapes_clip", "shapes_clip_noisy"])
+@pytest.mark.parametrize("name", ["shapes_clip", "shapes_clip_noisy", "shapes_clip_careful"])
 def test_clip_trains_and_leaves_its_record(tmp_path, name):
     found = recipes.run(name, tiny=True, out=str(tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text()) == found

@@ -27,7 +27,7 @@ def shown(results: Path = ROOT / "results") -> str:
         record = results / name / "metrics.json"
         found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         # of the short runs their row says enough
-        if "curve" in found and not name.startswith("cifar10_short"):
+        if "flow" in found and not name.startswith("cifar10_short"):
             parts += [training(name, found)]
     parts += list(benchmark(results / "benchmark_unet"))
     return "\n\n".join(parts)

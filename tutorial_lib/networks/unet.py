@@ -35,6 +35,8 @@ class UNetConfig:
     resample_in_blocks: bool = False  # BigGAN's: residual blocks halve and double the sides
     n_classes: int = 0
     text_width: int = 0  # of the tokens that attention looks at; 0 for no text
+    embedding_width: int = 0  # of a picture's embedding that joins the time's; 0 for none
+    augmented: bool = False  # the time's embedding says how noisy a smaller picture is, too
     clock_scale: float = 1.0  # to the hundreds of units that sines of the clock expect
 
     @property
@@ -180,6 +182,8 @@ class Encoder(nn.Module):
         self.clock = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.label = LabelEmbedding(config.n_classes, emb) if config.n_classes else None
         self.end = nn.Linear(config.text_width, emb) if config.text_width else None
+        self.picture = nn.Linear(config.embedding_width, emb) if config.embedding_width else None
+        self.augmentation = nn.Linear(channels, emb) if config.augmented else None
         self.first = nn.Conv2d(config.in_channels * config.patch**2, channels, 3, padding=1)
         self.stages = nn.ModuleList()
         h, last = channels, len(config.multipliers) - 1
@@ -193,12 +197,17 @@ class Encoder(nn.Module):
         self.middle = Stage(next(ends), AttentionBlock(h, config), next(ends))
 
     def embed(self, clock: Tensor, cond: Any = None) -> Tensor:
-        """Return what every block reads, silu(time + label + text): clock (B,) to (B, 4 channels).
+        """Return what every block reads: clock (B,) to silu(time + what is said), (B, 4 channels).
 
-        Of a text it is the last token that may be seen (GLIDE, Nichol et al. 2021, section 3.1).
+        Of a text it is the last token that may be seen (GLIDE, Nichol et al. 2021, section 3.1);
+        a picture's embedding is projected (DALL-E 2, Ramesh et al. 2022, section 2.1), and a
+        smaller picture's noise told as the time is (Imagen, Saharia et al. 2022, section 2.4).
         """
-        sines = sinusoidal(clock * self.config.clock_scale, self.config.channels)
-        emb = self.clock(sines.to(self.first.weight.dtype))
+        emb = self.clock(self._sines(clock))
+        if self.picture is not None and cond is not None and cond.image_embedding is not None:
+            emb = emb + self.picture(cond.image_embedding)
+        if self.augmentation is not None and cond is not None and cond.aug_level is not None:
+            emb = emb + self.augmentation(self._sines(cond.aug_level))
         if self.end is not None and cond is not None and cond.text is not None:
             emb = emb + self.end(last_seen(cond.text, cond.mask))
         label = None if cond is None else cond.label
@@ -207,6 +216,10 @@ class Encoder(nn.Module):
         if label is not None:
             raise ValueError("this net knows no labels: build it with n_classes, or pass none")
         return F.silu(emb)
+
+    def _sines(self, clock: Tensor) -> Tensor:
+        sines = sinusoidal(clock * self.config.clock_scale, self.config.channels)
+        return sines.to(self.first.weight.dtype)
 
     def forward(self, xt: Tensor, emb: Tensor, cond: Any = None) -> list[Tensor]:
         """Return the skips, from the first convolution's to the smallest, then the middle's."""

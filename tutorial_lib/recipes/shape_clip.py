@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from tutorial_lib.captions import (
+    END,
     UNSAID,
     Claims,
     all_claims,
@@ -35,7 +36,6 @@ from tutorial_lib.recipes.record import (
 from tutorial_lib.recipes.shapes import WORLD, captioned_pictures, scene_pool
 from tutorial_lib.schedule import CosineVP
 from tutorial_lib.shape_world import COLOURS, HELD_OUT, SEEN, SHAPES, Scenes, draw_scenes, render
-from tutorial_lib.text import FILLING
 from tutorial_lib.train import train
 
 SCHEDULE = CosineVP()
@@ -90,7 +90,7 @@ def clip_data(config: CLIPRun) -> tuple[Tensor, ...]:
     """Return pixels and tokens (n, L) to train on; of a careful run, of false captions too.
 
     They are those of the same scenes with their relation turned round, in words of their own, and
-    nothing but filling where there is none or where it would be true.
+    empty where there is none or where it would be true.
     """
     if not config.careful:
         return captioned_pictures(config.images, seed=config.seed, device=config.device)
@@ -106,7 +106,7 @@ def _both(scenes: Scenes, generator: Generator) -> tuple[Tensor, Tensor]:
         turned = _turned(claims)
         false = (claims.relation != UNSAID) & ~holds(turned, scenes)
         tokens = [caption_tokens(said, generator=generator) for said in (claims, turned)]
-        return tokens[0], torch.where(false[:, None], tokens[1], FILLING)
+        return tokens[0], torch.where(false[:, None], tokens[1], write_tokens([""]).to(tokens[1]))
 
 
 def objective(config: CLIPRun) -> object:
@@ -123,7 +123,7 @@ def objective(config: CLIPRun) -> object:
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
             logits = net(x, tokens, clock)
-        logits = logits.masked_fill((tokens == FILLING).all(1), -torch.inf)
+        logits = logits.masked_fill(tokens[:, 1] == END, -torch.inf)  # an empty caption is none
         return contrastive_loss(logits.float())
 
     return cost

@@ -10,24 +10,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tutorial_lib import pretrained
-from tutorial_lib.captions import (
-    LENGTH,
-    VOCABULARY,
-    Claims,
-    all_claims,
-    caption_tokens,
-    draw_claims,
-    holds,
-    write_tokens,
-)
+from tutorial_lib.captions import Claims, all_claims, caption_tokens, draw_claims, holds
 from tutorial_lib.cifar10 import to_floats
 from tutorial_lib.denoiser import Condition, Denoiser, NetworkDenoiser
 from tutorial_lib.dpm_solver import dpm_solver_pp_2m
 from tutorial_lib.guidance import ClassifierFree, StaticThreshold
 from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
-from tutorial_lib.networks.unet import UNet, UNetConfig
+from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.oracle import read
+from tutorial_lib.pretrained import BASE_TEXT, SCHEDULE, captioned, empty_caption
 from tutorial_lib.recipes.diffusion_run import HalfPrecision
 from tutorial_lib.recipes.record import (
     Metrics,
@@ -40,12 +32,11 @@ from tutorial_lib.recipes.record import (
 )
 from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
 from tutorial_lib.samplers import final
-from tutorial_lib.schedule import CosineVP, log_snr_times
+from tutorial_lib.schedule import log_snr_times
 from tutorial_lib.shape_world import HELD_OUT, SEEN, draw_scenes
-from tutorial_lib.text import Captioned, TextConfig, TextEncoder
+from tutorial_lib.text import Captioned, TextConfig
 from tutorial_lib.train import Progress, train
 
-SCHEDULE = CosineVP()
 SAMPLER_STEPS = 25
 
 
@@ -60,27 +51,21 @@ class TextToImageRun(TrainingRun):
     """
 
     network: UNetConfig
-    text: TextConfig = field(default=TextConfig(len(VOCABULARY), LENGTH, width=96))
+    text: TextConfig = field(default=BASE_TEXT)
     images: int = 1_000_000
     unlabelled: float = 0.1
-    time_power: float = 0.25
+    time_power: float = 0.4
     ema_decay: float = 0.9995
     scales: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     captions: int = 2000
     graph: bool = False
 
 
-def empty_caption(device: str = "cpu") -> Condition:
-    """Return the condition that says nothing, of one row."""
-    return Condition(text=write_tokens([""]).to(device))
-
-
 def fresh_network(config: TextToImageRun) -> Captioned:
     """Return the run's network, with its encoder of text, as it is before training."""
     drawn = Generator().manual_seed(config.seed)
-    net = accelerate(UNet(config.network, generator=drawn))
-    whole = Captioned(net, TextEncoder(config.text, generator=drawn))
-    return whole.to(config.device, memory_format=torch.channels_last)
+    net = accelerate(captioned(config.network, config.text, generator=drawn))
+    return net.to(config.device, memory_format=torch.channels_last)
 
 
 def denoiser(net: nn.Module) -> NetworkDenoiser:
