@@ -25,7 +25,7 @@ FLOORS = (
     ("gaussian", "schedule", "learned_schedule", "mixtures"),
     ("denoiser",),
     ("likelihood", "losses", "samplers", "analytic", "solvers", "dpm_solver", "guidance"),
-    ("latent", "cascade", "unclip", "dreambooth"),
+    ("latent", "inpainting", "cascade", "unclip", "dreambooth"),
     (
         "download",
         "cifar10",

@@ -10,8 +10,10 @@ import hashlib
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Generator, Tensor, nn
 
+from tutorial_lib import lora
 from tutorial_lib.captions import LENGTH, VOCABULARY, write_tokens
 from tutorial_lib.clip import CLIP, CLIPConfig
 from tutorial_lib.denoiser import Condition, NetworkDenoiser
@@ -41,6 +43,8 @@ BASE_NETWORK = UNetConfig(
 )
 BASE_TEXT = TextConfig(len(VOCABULARY), LENGTH, width=96)
 SCHEDULE = CosineVP()
+RANK = 8  # of the changes that make other models of the base
+FIRST = "net.encoder.first.weight"
 
 
 class WeightsError(OSError):
@@ -75,6 +79,29 @@ def captioned(network: UNetConfig, text: TextConfig, *, generator: Generator) ->
     """Return a U-Net with an encoder of captions of its own, as they are before training."""
     net = UNet(network, generator=generator)
     return Captioned(net, TextEncoder(text, generator=generator))
+
+
+def from_base(network: UNetConfig, *, rank: int = RANK) -> Captioned:
+    """Return the base with another U-Net's ends, to be tuned with few numbers (Hu et al. 2022).
+
+    Its layers are frozen and have adapters; what the base lacks, and what differs in shape, learns
+    as a whole. More channels that are read begin at zero, as in GLIDE (Nichol et al. 2021,
+    section 3.2). Raises WeightsError.
+    """
+    generator = Generator().manual_seed(0)
+    net, base = captioned(network, BASE_TEXT, generator=generator), weights("shapes_text_to_image")
+    own = net.state_dict()
+    read, first = own[FIRST].shape[1] - base[FIRST].shape[1], base[FIRST]
+    if network.patch == BASE_NETWORK.patch and read > 0:
+        own[FIRST] = torch.cat([first, first.new_zeros(len(first), read, *first.shape[2:])], 1)
+    alike = {name for name, x in own.items() if name in base and base[name].shape == x.shape}
+    net.load_state_dict(own | {name: base[name] for name in alike})
+    layers = {name.removesuffix(".weight") for name in alike}
+    lora.inject(net, rank, generator=generator, chosen=lambda name: name in layers)
+    for name, x in net.named_parameters():
+        if name in own and name not in alike:
+            x.requires_grad_()
+    return net
 
 
 def empty_caption(device: str = "cpu") -> Condition:
