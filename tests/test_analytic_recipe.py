@@ -137,7 +137,7 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     assert all(row["fd_classifier"] >= 0 for row in metrics["judged"])
     assert {len(c["mean"]) for c in metrics["curves"].values()} == {10}
     assert metrics["grids"]["4"][0] == 10 and metrics["grids"]["4"][-1] == 1
-    assert Image.open(tmp_path / "widths.png").size == (32 * 4, 32 * 11)
+    assert Image.open(tmp_path / "widths.jpg").size == (32 * 4, 32 * 11)
     log = (tmp_path / "log.jsonl").read_text()
     again = recipes.run("cifar10_analytic", **whole)  # goes on where its training was over
     assert again["bits"] == metrics["bits"] and (tmp_path / "log.jsonl").read_text() == log

@@ -63,8 +63,8 @@ def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     assert "fd_classifier" not in metrics
     log = [json.loads(line)["loss"] for line in log_lines(tmp_path)]
     assert sum(log[-10:]) < 0.9 * sum(log[:10])
-    assert Image.open(tmp_path / "samples.png").size == (20 * 32, 32)
-    assert Image.open(tmp_path / "progress.png").size == (20 * 32, 2 * 32)
+    assert Image.open(tmp_path / "samples.jpg").size == (20 * 32, 32)
+    assert Image.open(tmp_path / "progress.jpg").size == (20 * 32, 2 * 32)
     net = UNet(recipes.RECIPES[name].tiny.network, generator=generator())
     net.load_state_dict(safetensors.torch.load_file(tmp_path / "weights.safetensors"))
     net.load_state_dict(safetensors.torch.load_file(tmp_path / "best.safetensors"))

@@ -77,5 +77,5 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path):
     assert metrics["trained"]["recipe"] == "cifar10_course"
     sizes = {"same_noise": (4, 2), "round_trip": (4, 3), "between": (4, 4)}
     for name, (columns, rows) in sizes.items():
-        assert Image.open(tmp_path / f"{name}.png").size == (32 * columns, 32 * rows)
+        assert Image.open(tmp_path / f"{name}.jpg").size == (32 * columns, 32 * rows)
     assert recipes.RECIPES["cifar10_few_steps"].headline(metrics).endswith("in 2 steps")

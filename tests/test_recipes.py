@@ -80,11 +80,12 @@ def test_a_run_leaves_its_record(invented, tmp_path, name, levels):
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 20
     assert log[-1]["loss"] < log[0]["loss"]
-    sheet = torch.tensor(np.asarray(Image.open(tmp_path / "reconstructions.png")))
+    sheet = torch.tensor(np.asarray(Image.open(tmp_path / "reconstructions.jpg"))).int()
     assert sheet.shape == (32 * (1 + levels), 16 * 32, 3)
     originals = invented("test", limit=32).pixels[:16]
-    assert torch.equal(sheet[:32], torch.cat(list(originals.permute(0, 2, 3, 1)), dim=1))
-    assert Image.open(tmp_path / "samples.png").size == (16 * 32, 4 * 32)
+    off = (sheet[:32] - torch.cat(list(originals.permute(0, 2, 3, 1)), dim=1)).abs()
+    assert off.max() < 8  # JPEG; any two of the ramps are 90 apart somewhere
+    assert Image.open(tmp_path / "samples.jpg").size == (16 * 32, 4 * 32)
     assert str(tmp_path) not in (tmp_path / "metrics.json").read_text()
 
 

@@ -73,5 +73,5 @@ def test_a_training_is_shown_against_images_seen(tmp_path):
     assert "| 1,000,000 | 3.25 | 0.50 | 4.500 |" in shown and "| 4.100 |" in shown
     assert "3.900 ± 0.010 bits/dim by the bound on 1,000" in shown
     assert "3.800 ± 0.020 by the probability flow on 500" in shown
-    assert "results/cifar10_ddpm/samples.png" in shown
+    assert "results/cifar10_ddpm/samples.jpg" in shown
     assert runs.shown(tmp_path / "nothing").splitlines() == runs.runs(tmp_path / "no").splitlines()

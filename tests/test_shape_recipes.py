@@ -51,7 +51,7 @@ def test_a_text_to_image_network_trains_and_leaves_its_record(tmp_path):
     assert [row["w"] for row in found["table"] if row["steps"] == 25] == list(TINY.scales)
     assert {row["step"] for row in found["curve"]} == {10, 20}
     assert found["parameters"].keys() == {"net", "encoder"}
-    assert Image.open(tmp_path / "samples.png").size == (16 * 32, 6 * 32)
+    assert Image.open(tmp_path / "samples.jpg").size == (16 * 32, 6 * 32)
     assert (tmp_path / "weights.safetensors").exists()
     assert "drawn right" in recipes.RECIPES["shapes_text_to_image"].headline(found)
 

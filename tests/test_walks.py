@@ -205,4 +205,4 @@ def test_a_tiny_run_leaves_its_record(monkeypatch, tmp_path, name):
     assert 0 <= metrics["floor"]["accuracy"] == metrics["floor"]["accuracy_noise_aware"] <= 1
     assert all(("astray" in row) == name.startswith("solvers") for row in metrics["table"])
     assert "by" in headline(metrics) and "FD-classifier" in headline(metrics)
-    assert Image.open(tmp_path / "samples.png").size == (32 * 4, 32 * len(metrics["table"]))
+    assert Image.open(tmp_path / "samples.jpg").size == (32 * 4, 32 * len(metrics["table"]))

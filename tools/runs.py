@@ -71,7 +71,7 @@ def training(name: str, found: dict) -> str:
         f"{found['floor']['fd_classifier']:.2f}."
     )
     columns = ", one class a column" if config["network"]["n_classes"] else ""
-    picture = f"![Samples of {name}{columns}](results/{name}/samples.png)"
+    picture = f"![Samples of {name}{columns}](results/{name}/samples.jpg)"
     return "\n\n".join([text, table(head, rows), picture])
 
 

@@ -40,7 +40,7 @@ from tutorial_lib.recipes.record import (
     OnCifar10,
     TrainingRun,
     origin_of,
-    sheet,
+    save_sheet,
     write_metrics,
     written_by,
 )
@@ -263,7 +263,7 @@ def _judge(
                 if (grid, n) == ("even", config.drawn[0]):
                     shown.append(pixels[: config.pictured])
     if shown:
-        sheet(to_floats(torch.cat(shown)), config.pictured).save(out / "widths.png")
+        save_sheet(to_floats(torch.cat(shown)), config.pictured, out / "widths.jpg")
     return rows
 
 

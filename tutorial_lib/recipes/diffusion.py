@@ -28,8 +28,8 @@ from tutorial_lib.recipes.record import (
     Metrics,
     origin,
     origin_of,
+    save_sheet,
     save_weights,
-    sheet,
     write_metrics,
     written_by,
 )
@@ -164,7 +164,7 @@ class Watch:
             save_weights(told.ema, self.out / "milestones" / f"{told.step:07}.safetensors")
         if tick % 10 == 0:
             pixels, _ = draw(denoiser(told.ema, self.few), self.few)
-            sheet(to_floats(pixels), 20).save(self.out / "progress.png")
+            save_sheet(to_floats(pixels), 20, self.out / "progress.jpg")
 
     def _known(self) -> list[float]:
         return [json.loads(line)["held_out"] for line in self.journal.kept]

@@ -24,7 +24,7 @@ from tutorial_lib.likelihood import (
 from tutorial_lib.networks.embeddings import NULL_LABEL
 from tutorial_lib.recipes import judge
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, denoiser, fresh_network
-from tutorial_lib.recipes.record import Metrics, sheet
+from tutorial_lib.recipes.record import Metrics, save_sheet
 from tutorial_lib.samplers import ancestral, ddim, final
 from tutorial_lib.schedule import log_snr_times, uniform_times
 
@@ -46,7 +46,7 @@ def evaluate(config: DiffusionRun, images: Images, unseen: Images, out: Path) ->
         for path in [*sorted((out / "milestones").glob("*")), out / "weights.safetensors"]
     ]
     pixels, labels = draw(model, config)
-    sheet(to_floats(pixels[:200]), 20).save(out / "samples.png")
+    save_sheet(to_floats(pixels[:200]), 20, out / "samples.jpg")
     found = bound(model, unseen, config) | {"evaluations_per_sample": config.sample_steps}
     if by is not None:
         found |= by.scores(pixels, labels if asked else None)

@@ -14,7 +14,7 @@ from tutorial_lib.denoiser import Denoiser
 from tutorial_lib.guidance import StaticThreshold
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
-from tutorial_lib.recipes.record import Metrics, OnCifar10, origin_of, sheet, write_metrics
+from tutorial_lib.recipes.record import Metrics, OnCifar10, origin_of, save_sheet, write_metrics
 from tutorial_lib.samplers import ancestral, beta, ddim, encode, final, learned_range, slerp
 from tutorial_lib.schedule import quadratic_times, uniform_times
 
@@ -61,9 +61,9 @@ def run_few_steps(name: str, config: FewStepsRun, out: Path) -> Metrics:
     real = to_floats(unseen.pixels[: config.decoded].to(config.device))
     back = {count: round_trip(model, config, real, count) for count in config.round_trips}
     n = config.pictured
-    sheet(to_floats(torch.cat(alike)), n).save(out / "same_noise.png")
-    sheet(torch.cat([real[:n], *(x[:n] for x in back.values())]), n).save(out / "round_trip.png")
-    sheet(between(model, config), n).save(out / "between.png")
+    save_sheet(to_floats(torch.cat(alike)), n, out / "same_noise.jpg")
+    save_sheet(torch.cat([real[:n], *(x[:n] for x in back.values())]), n, out / "round_trip.jpg")
+    save_sheet(between(model, config), n, out / "between.jpg")
     errors = [
         {"steps": count, "squared_error": float(((x - real) / 2).square().mean())}
         for count, x in back.items()

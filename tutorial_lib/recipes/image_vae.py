@@ -17,7 +17,7 @@ from tutorial_lib.recipes.record import (
     Metrics,
     OnCifar10,
     TrainingRun,
-    sheet,
+    save_sheet,
     write_metrics,
     written_by,
 )
@@ -107,6 +107,6 @@ def _draw(vae: HierarchicalVAE, pixels: Tensor, generator: Generator, out: Path)
     x = to_floats(pixels)
     levels = range(1, len(vae.encoders) + 1)
     rows = [x, *(vae.reconstruct(x, level) for level in levels)]
-    sheet(torch.cat(rows), len(x)).save(out / "reconstructions.png")
+    save_sheet(torch.cat(rows), len(x), out / "reconstructions.jpg")
     made = vae.generate(64, generator=generator).mean
-    sheet(made, 16).save(out / "samples.png")
+    save_sheet(made, 16, out / "samples.jpg")

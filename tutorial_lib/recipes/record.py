@@ -183,11 +183,12 @@ class Journal:
         self.path.write_text("\n".join(self.kept) + "\n")
 
 
-def sheet(x: Tensor, nrow: int) -> Image.Image:
-    """Tile images (N, 3, H, W) in [-1, 1], `nrow` in a row."""
+def save_sheet(x: Tensor, nrow: int, path: Path) -> None:
+    """Write images (N, 3, H, W) in [-1, 1] as one JPEG, `nrow` in a row."""
     tiles = to_pixels(x).cpu().permute(0, 2, 3, 1)
     rows = [torch.cat(list(row), dim=1) for row in tiles.split(nrow)]
-    return Image.fromarray(torch.cat(rows, dim=0).numpy())
+    tiled = Image.fromarray(torch.cat(rows, dim=0).numpy())
+    tiled.save(path, quality=92, subsampling=0)  # kept in the repository: a quarter of a PNG
 
 
 def require_device(device: str) -> None:

@@ -25,8 +25,8 @@ from tutorial_lib.recipes.record import (
     Metrics,
     TrainingRun,
     origin,
+    save_sheet,
     save_weights,
-    sheet,
     write_metrics,
     written_by,
 )
@@ -91,7 +91,7 @@ def run_text_to_image(name: str, config: TextToImageRun, out: Path) -> Metrics:
         for w in config.scales
         for steps in ((SAMPLER_STEPS, 10) if w == 2.0 else (SAMPLER_STEPS,))
     ]
-    judge.picture(model, out / "samples.png")
+    judge.picture(model, out / "samples.jpg")
     found = {"data": WORLD, "table": table, "curve": watch.curve}
     found |= {"parameters": {part: _size(x) for part, x in net.named_children()}}
     return write_metrics(out, name, config, found | {"seconds": round(result.seconds, 1)})
@@ -211,4 +211,4 @@ class CaptionJudge:
         for objects in ((1,), (2,), (3,)):
             _, tokens = self._captions(16, objects, HELD_OUT, False)
             rows += [self.draw(model, tokens, w, SAMPLER_STEPS) for w in (0.0, 2.0)]
-        sheet(torch.cat(rows), 16).save(path)
+        save_sheet(torch.cat(rows), 16, path)

@@ -36,7 +36,7 @@ from tutorial_lib.guidance import (
 from tutorial_lib.recipes import judge
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, recorded_denoiser
 from tutorial_lib.recipes.evaluate import BATCH, judge_of, unlabelled
-from tutorial_lib.recipes.record import Metrics, OnCifar10, origin_of, sheet, write_metrics
+from tutorial_lib.recipes.record import Metrics, OnCifar10, origin_of, save_sheet, write_metrics
 from tutorial_lib.samplers import ddim, final, learned_range
 from tutorial_lib.schedule import Schedule, log_snr_times, uniform_times
 from tutorial_lib.solvers import Sampler, heun
@@ -119,7 +119,7 @@ def run_walks(name: str, config: WalksRun, out: Path) -> Metrics:
             found["astray"] = round(astray(pixels, fine), 3)
         rows.append({**way.row, **found, "seconds_per_image": float(f"{seconds:.3g}")})
         shown.append(pixels[: config.pictured])
-    sheet(to_floats(torch.cat(shown)), config.pictured).save(out / "samples.png")
+    save_sheet(to_floats(torch.cat(shown)), config.pictured, out / "samples.jpg")
     floor = _floor(judges, config)
     found = {"data": images.form, "samples": config.samples, "floor": floor, "table": rows}
     seconds = round(time.perf_counter() - started, 1)
