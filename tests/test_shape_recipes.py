@@ -9,18 +9,19 @@ import torch
 from PIL import Image
 from truths import generator
 
-from tutorial_lib import recipes
-from tutorial_lib.captions import LENGTH, read_tokens
+from tutorial_lib import pretrained, recipes
+from tutorial_lib.captions import LENGTH, holds, read_tokens
 from tutorial_lib.clip import CLIP
+from tutorial_lib.oracle import read
 from tutorial_lib.pretrained import empty_caption
-from tutorial_lib.recipes import shape_clip, text_to_image
+from tutorial_lib.recipes import inpainting, shape_clip, text_guidance, text_to_image
 from tutorial_lib.recipes.shapes import scene_pool
 from tutorial_lib.recipes.text_to_image import (
     CaptionJudge,
     fresh_network,
     objective,
 )
-from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, render
+from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, Scenes, draw_scenes, render
 
 TINY = recipes.RECIPES["shapes_text_to_image"].tiny
 
@@ -154,3 +155,61 @@ def test_the_network_learns_words_and_pictures_together():
     objective(replace(TINY, unlabelled=0.0))(net, part[1:], generator(2)).mean().backward()
     idle = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
+
+
+def test_an_inpainting_network_trains_and_leaves_what_it_changed(tmp_path):
+    found = recipes.run("shapes_inpainting", tiny=True, out=str(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+    assert [row["way"] for row in found["edits"]] == ["network", "base alone", "replacement"]
+    assert all(row["known_pixels_off_by"] == 0 for row in found["edits"])
+    assert [row["way"] for row in found["repairs"]] == ["mended", "drawn anew"]
+    kept = safetensors.torch.load_file(tmp_path / "weights.safetensors")
+    assert sum(x.numel() for x in kept.values()) == found["parameters"] < 300_000
+    assert any(x.any() for name, x in kept.items() if name.endswith("up.weight"))
+    assert Image.open(tmp_path / "samples.jpg").size == (3 * 32, 6 * 32)
+    assert "of edits right" in recipes.RECIPES["shapes_inpainting"].headline(found)
+
+
+def test_an_edit_s_picture_is_right_and_the_one_before_is_not():
+    edit, half = inpainting.edits(300, seed=5, device="cpu")
+    net = pretrained.oracle()
+    for task, share in ((edit, 0.03), (half, 1.0)):
+        right = holds(task.claims, read(net, task.x0)).double().mean()
+        assert right <= share if share < 1 else right > 0.99
+        erased = 1 - task.known
+        assert 0.01 < float(erased.mean()) < 0.25
+
+
+def test_guides_are_compared_and_leave_their_record(tmp_path):
+    found = recipes.run("shapes_text_guidance", tiny=True, out=str(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+    told = [(row["guide"], row["scale"]) for row in found["table"]]
+    assert told == [("classifier-free", 0.0), *((guide, 1.0) for guide in text_guidance.GUIDES)]
+    assert Image.open(tmp_path / "samples.jpg").size == (4 * 32, 11 * 32)
+    assert "by noised CLIP" in recipes.RECIPES["shapes_text_guidance"].headline(found)
+
+
+def test_diversity_is_that_of_the_world_for_the_world_and_none_for_one_picture():
+    config = replace(recipes.RECIPES["shapes_text_guidance"].tiny, alike=300)
+    compared = text_guidance.Comparison(config)
+    draw, rows = generator(6), len(text_guidance.NAMES) * 300
+    scenes = draw_scenes(4 * 8 * rows // 7, generator=draw, objects=(1,), held_out=HELD_OUT)
+    names = tuple(COLOURS)
+    of = (scenes.colour[:, 0] == names.index(name) for name in text_guidance.NAMES)
+    wanted = [scenes[rows][:300] for rows in of]
+    whole = Scenes(*(torch.cat([getattr(s, f) for s in wanted]) for f in vars(scenes)))
+    found, truth = compared._diversity(whole), compared.truth()
+    assert found["open_right"] == 1
+    assert found["entropy"] == pytest.approx(truth["entropy"], abs=0.05)  # (kinds - 1) / 2 n less
+    assert found["spread"] == pytest.approx(truth["spread"], abs=0.05)
+    one = Scenes(*(x[:1].expand_as(x) for x in vars(whole).values()))
+    alike = compared._diversity(replace(one, colour=whole.colour))
+    assert alike["entropy"] == 0 and alike["spread"] == 0
+    other = compared._diversity(replace(whole, colour=whole.colour.roll(300, 0)))
+    assert other["open_right"] < 0.05
+
+
+def test_a_network_that_is_emptied_late_is_tested_before(tmp_path):
+    found = recipes.run("shapes_emptied_late", tiny=True, out=str(tmp_path))
+    assert len(found["before"]) == len(found["table"])
+    assert found["config"]["steps_before"] == 10 and found["before"] != found["table"]

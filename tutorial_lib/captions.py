@@ -115,6 +115,31 @@ def holds(claims: Claims, scenes: Scenes) -> Tensor:
     return right
 
 
+def as_claimed(claims: Claims, scenes: Scenes) -> Tensor:
+    """Return which objects (B, N) of scenes are as their caption says, in the best-fitting order.
+
+    That order has as many of them as may be. Where the first two lie otherwise than is said, the
+    first of them is not as claimed.
+    """
+    best, most = torch.zeros_like(scenes.present), torch.full((len(scenes.present),), -1)
+    for order in permutations(range(MOST)):
+        order = list(order)
+        fits = scenes.present[:, order] & (torch.arange(MOST) < claims.count[:, None])
+        for name in ("size", "colour", "shape"):
+            said = getattr(claims, name)
+            fits &= (said == UNSAID) | (said == getattr(scenes, name)[:, order])
+        x, y = (scenes.centre[:, order[0]] - scenes.centre[:, order[1]]).unbind(-1)
+        lies = torch.stack([x < 0, x > 0, y < 0, y > 0], 1)
+        lies = lies.gather(1, claims.relation.clamp(min=0)[:, None])[:, 0]
+        fits[:, 0] &= lies | (claims.relation == UNSAID) | ~fits[:, 1]
+        own = torch.zeros_like(fits)
+        own[:, order] = fits
+        better = fits.sum(1) > most
+        best = torch.where(better[:, None], own, best)
+        most = torch.where(better, fits.sum(1), most)
+    return best
+
+
 def caption_likelihood(claims: Claims, scenes: Scenes, *, related: bool = True) -> Tensor:
     """Return how likely each of C captions is of each of B pictures, (B, C).
 

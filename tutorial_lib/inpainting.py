@@ -25,6 +25,34 @@ def known_part(x0: Tensor, known: Tensor) -> Tensor:
     return torch.cat([x0 * known, known.to(x0.dtype).expand(len(x0), -1, -1, -1)], 1)
 
 
+def outside(boxes: Tensor, side: int) -> Tensor:
+    """Return what is known when boxes are erased, (B, 1, side, side): 1 where no box lies, else 0.
+
+    `boxes` (B, N, 4) are left, top, right, bottom in a picture from -1 to 1, as in `shape_world`;
+    a pixel is within a box where its centre is.
+    """
+    centre = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) * (2 / side) - 1
+    left, top, right, bottom = (edge[..., None] for edge in boxes.unbind(2))
+    across, down = (left < centre) & (centre < right), (top < centre) & (centre < bottom)
+    within = (down[..., :, None] & across[..., None, :]).any(1, keepdim=True)  # (B, 1, H, W)
+    return (~within).to(boxes.dtype)
+
+
+def draw_known(n: int, side: int, *, generator: torch.Generator, bare: float = 0.2) -> Tensor:
+    """Draw what an inpainting network is told, (n, 1, side, side): all but a box, or nothing.
+
+    GLIDE (Nichol et al. 2021), section 3.2, erases regions at random. Here they are boxes with a
+    uniform centre and sides of up to nine tenths of the picture's, and a share `bare` is erased
+    whole: text to image, which is not to be forgotten.
+    """
+    device = generator.device
+    corner, reach = torch.rand(2, n, 2, generator=generator, device=device)
+    corner, reach = 2 * corner - 1, 0.15 + 0.75 * reach
+    known = outside(torch.cat([corner - reach, corner + reach], 1)[:, None], side)
+    told = torch.rand(n, 1, 1, 1, generator=generator, device=device) >= bare
+    return known * told
+
+
 class Beside(nn.Module):
     """Let a network that reads more channels see a hint beside x_t.
 

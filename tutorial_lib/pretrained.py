@@ -7,6 +7,7 @@ checksums that it must have. They are read as float32.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -17,6 +18,7 @@ from tutorial_lib import lora
 from tutorial_lib.captions import LENGTH, VOCABULARY, write_tokens
 from tutorial_lib.clip import CLIP, CLIPConfig
 from tutorial_lib.denoiser import Condition, NetworkDenoiser
+from tutorial_lib.inpainting import Beside
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.oracle import Oracle
 from tutorial_lib.schedule import CosineVP
@@ -42,6 +44,7 @@ BASE_NETWORK = UNetConfig(
     clock_scale=250.0,
 )
 BASE_TEXT = TextConfig(len(VOCABULARY), LENGTH, width=96)
+INPAINTING_NETWORK = replace(BASE_NETWORK, in_channels=7)  # x_t, what is known, and where
 SCHEDULE = CosineVP()
 RANK = 8  # of the changes that make other models of the base
 FIRST = "net.encoder.first.weight"
@@ -73,6 +76,18 @@ def text_to_image(device: str = "cpu") -> NetworkDenoiser:
     """
     net = captioned(BASE_NETWORK, BASE_TEXT, generator=Generator())
     return NetworkDenoiser(_ready(net, "shapes_text_to_image", device), SCHEDULE, "v")
+
+
+def inpainting(device: str = "cpu") -> NetworkDenoiser:
+    """Return the denoiser that is also told `inpainting.known_part`, as the condition's hint.
+
+    The base with the changes of recipe `shapes_inpainting`. Raises WeightsError.
+    """
+    net = from_base(INPAINTING_NETWORK)
+    lora.load(net, weights("shapes_inpainting"))
+    lora.merge(net)
+    net = Beside(net).to(device).eval().requires_grad_(False)
+    return NetworkDenoiser(net, SCHEDULE, "v")
 
 
 def captioned(network: UNetConfig, text: TextConfig, *, generator: Generator) -> Captioned:

@@ -150,9 +150,12 @@ def origin_of(weights: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def save_weights(net: torch.nn.Module, path: Path, about: dict[str, str] | None = None) -> None:
-    """Write a network's weights in bfloat16, 2 bytes each, with their origin."""
-    half = {name: x.detach().bfloat16().cpu().contiguous() for name, x in net.state_dict().items()}
+def save_weights(
+    net: torch.nn.Module | dict[str, Tensor], path: Path, about: dict[str, str] | None = None
+) -> None:
+    """Write a network's weights, or some by name, in bfloat16, 2 bytes each, with their origin."""
+    kept = net if isinstance(net, dict) else net.state_dict()
+    half = {name: x.detach().bfloat16().cpu().contiguous() for name, x in kept.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(half, path, about)
 

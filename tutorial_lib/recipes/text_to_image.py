@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -44,16 +44,18 @@ SAMPLER_STEPS = 25
 class TextToImageRun(TrainingRun):
     """Fix a network that draws captions, how long it trains on how many scenes, and its tests.
 
-    Captions are emptied with probability `unlabelled`. Times are u^time_power, u uniform: below 1,
-    more of them are in much noise, where it is decided what is where. Each of the `scales` of
-    guidance, w, is tested on `captions` of every kind; the curve of the training at w = 0 and 2,
-    on a quarter.
+    Captions are emptied with probability `unlabelled`, but not in `steps_before` others that come
+    first: GLIDE learned the empty caption last (Nichol et al. 2021, section 3.1). Times are
+    u^time_power, u uniform: below 1, more of them are in much noise, where it is decided what is
+    where. Each of the `scales` of guidance, w, is tested on `captions` of every kind; the curve of
+    the training at w = 0 and 2, on a quarter.
     """
 
     network: UNetConfig
     text: TextConfig = field(default=BASE_TEXT)
     images: int = 1_000_000
     unlabelled: float = 0.1
+    steps_before: int = 0
     time_power: float = 0.4
     ema_decay: float = 0.9995
     scales: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -80,19 +82,17 @@ def run_text_to_image(name: str, config: TextToImageRun, out: Path) -> Metrics:
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
-    watch = Watch(config, out)
+    watch, judge, found = Watch(config, out), CaptionJudge(config), {"data": WORLD}
+    if config.steps_before:
+        never = objective(replace(config, unlabelled=0.0))
+        begun = train(net, data, never, replace(schedule, steps=config.steps_before))
+        found["before"] = judge.table(judge.model(begun.ema))
     about = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
     result = train(net, data, objective(config), schedule, **about, watch=watch)
     save_weights(result.ema, out / "weights.safetensors", origin(name, config.device))
-    judge = CaptionJudge(config)
     model = judge.model(result.ema)
-    table = [
-        {"w": w, **judge.shares(model, w, config.captions, steps)}
-        for w in config.scales
-        for steps in ((SAMPLER_STEPS, 10) if w == 2.0 else (SAMPLER_STEPS,))
-    ]
+    found |= {"table": judge.table(model), "curve": watch.curve}
     judge.picture(model, out / "samples.jpg")
-    found = {"data": WORLD, "table": table, "curve": watch.curve}
     found |= {"parameters": {part: _size(x) for part, x in net.named_children()}}
     return write_metrics(out, name, config, found | {"seconds": round(result.seconds, 1)})
 
@@ -159,6 +159,14 @@ class CaptionJudge:
         net = fresh_network(self.config).eval().requires_grad_(False)
         net.load_state_dict(ema.state_dict())
         return denoiser(net)
+
+    def table(self, model: Denoiser) -> list[Metrics]:
+        """Return the shares of captions drawn right at each of the run's scales."""
+        return [
+            {"w": w, **self.shares(model, w, self.config.captions, steps)}
+            for w in self.config.scales
+            for steps in ((SAMPLER_STEPS, 10) if w == 2.0 else (SAMPLER_STEPS,))
+        ]
 
     def shares(self, model: Denoiser, w: float, n: int, steps: int = SAMPLER_STEPS) -> Metrics:
         """Return the shares of `n` captions of each kind that are drawn right.
