@@ -42,12 +42,12 @@ def draw_known(n: int, side: int, *, generator: torch.Generator, bare: float = 0
     """Draw what an inpainting network is told, (n, 1, side, side): all but a box, or nothing.
 
     GLIDE (Nichol et al. 2021), section 3.2, erases regions at random. Here they are boxes with a
-    uniform centre and sides of up to nine tenths of the picture's, and a share `bare` is erased
-    whole: text to image, which is not to be forgotten.
+    uniform centre and sides of .15 to .65 of the picture's, and a share `bare` is erased whole:
+    text to image, which is not to be forgotten.
     """
     device = generator.device
     corner, reach = torch.rand(2, n, 2, generator=generator, device=device)
-    corner, reach = 2 * corner - 1, 0.15 + 0.75 * reach
+    corner, reach = 2 * corner - 1, 0.15 + 0.5 * reach
     known = outside(torch.cat([corner - reach, corner + reach], 1)[:, None], side)
     told = torch.rand(n, 1, 1, 1, generator=generator, device=device) >= bare
     return known * told

@@ -47,6 +47,7 @@ BASE_TEXT = TextConfig(len(VOCABULARY), LENGTH, width=96)
 INPAINTING_NETWORK = replace(BASE_NETWORK, in_channels=7)  # x_t, what is known, and where
 SCHEDULE = CosineVP()
 RANK = 8  # of the changes that make other models of the base
+INPAINTING_RANK = 16
 FIRST = "net.encoder.first.weight"
 
 
@@ -83,7 +84,7 @@ def inpainting(device: str = "cpu") -> NetworkDenoiser:
 
     The base with the changes of recipe `shapes_inpainting`. Raises WeightsError.
     """
-    net = from_base(INPAINTING_NETWORK)
+    net = from_base(INPAINTING_NETWORK, rank=INPAINTING_RANK)
     lora.load(net, weights("shapes_inpainting"))
     lora.merge(net)
     net = Beside(net).to(device).eval().requires_grad_(False)

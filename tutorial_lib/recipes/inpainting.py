@@ -26,7 +26,7 @@ from tutorial_lib.inpainting import Beside, KeepKnown, draw_known, known_part, o
 from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.oracle import Reading, read
-from tutorial_lib.pretrained import INPAINTING_NETWORK, SCHEDULE, empty_caption
+from tutorial_lib.pretrained import INPAINTING_NETWORK, INPAINTING_RANK, SCHEDULE, empty_caption
 from tutorial_lib.recipes.record import (
     Metrics,
     TrainingRun,
@@ -56,8 +56,8 @@ class InpaintingRun(TrainingRun):
     """
 
     images: int = 1_000_000
-    unlabelled: float = 0.1
-    time_power: float = 0.4
+    unlabelled: float = 0.25
+    time_power: float = 0.7
     ema_decay: float = 0.999
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     tested: int = 1000
@@ -68,7 +68,7 @@ class InpaintingRun(TrainingRun):
 def run_inpainting(name: str, config: InpaintingRun, out: Path) -> Metrics:
     """Tune the base, let it edit, and leave the record with what has changed of its weights."""
     data = captioned_pictures(config.images, seed=config.seed, device=config.device)
-    net = Beside(accelerate(pretrained.from_base(INPAINTING_NETWORK)))
+    net = Beside(accelerate(pretrained.from_base(INPAINTING_NETWORK, rank=INPAINTING_RANK)))
     net = net.to(config.device, memory_format=torch.channels_last)
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)

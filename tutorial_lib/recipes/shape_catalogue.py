@@ -98,7 +98,7 @@ SHAPES = {
         "the paper shows pictures: edits that match the caption and what is around them",
         inpainting.run_inpainting,
         inpainting.headline,
-        InpaintingRun(steps=6000, batch_size=512, learning_rate=2e-3, graph=True),
+        InpaintingRun(steps=10_000, batch_size=512, learning_rate=2e-3, graph=True),
         None,
         InpaintingRun(
             **{"images": 300, "steps": 10, "batch_size": 8, "learning_rate": 2e-3, "tested": 3},
