@@ -102,7 +102,7 @@ class Condition:
 
     label (B,) integers, NULL_LABEL in a row without one; text, a caption's tokens (B, L) or their
     features (B, L, D) with mask (B, L), True where a token may be seen; image_embedding (B, D);
-    low_res (B, C, H, W) with aug_level (B,); hint (B, C, H, W).
+    low_res (B, C, H, W) with aug_level (B,); hint (B, C, H, W), or (B, D) for a prior.
     """
 
     label: Tensor | None = None

@@ -29,7 +29,7 @@ def outside(boxes: Tensor, side: int) -> Tensor:
     """Return what is known when boxes are erased, (B, 1, side, side): 1 where no box lies, else 0.
 
     `boxes` (B, N, 4) are left, top, right, bottom in a picture from -1 to 1, as in `shape_world`;
-    a pixel is within a box where its centre is.
+    a pixel is within a box where its centre is. GLIDE (Nichol et al. 2021, section 3.2) erases so.
     """
     centre = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) * (2 / side) - 1
     left, top, right, bottom = (edge[..., None] for edge in boxes.unbind(2))

@@ -219,7 +219,7 @@ class Encoder(nn.Module):
 
     def _sines(self, clock: Tensor) -> Tensor:
         sines = sinusoidal(clock * self.config.clock_scale, self.config.channels)
-        return sines.to(self.first.weight.dtype)
+        return sines.to(next(self.parameters()).dtype)
 
     def forward(self, xt: Tensor, emb: Tensor, cond: Any = None) -> list[Tensor]:
         """Return the skips, from the first convolution's to the smallest, then the middle's."""

@@ -13,6 +13,7 @@ from tutorial_lib.recipes.shape_clip import CLIPRun
 from tutorial_lib.recipes.shapes import OracleRun
 from tutorial_lib.recipes.text_guidance import TextGuidanceRun
 from tutorial_lib.recipes.text_to_image import TextToImageRun
+from tutorial_lib.recipes.unclip import UNCLIP
 
 TINY_CLIP = replace(
     CLIP_CONFIG,
@@ -116,4 +117,5 @@ SHAPES = {
         None,
         TextGuidanceRun(captions=4, alike=2, scales=(1.0,), sample_steps=3, device="cpu"),
     ),
+    **UNCLIP,
 }

@@ -1,0 +1,60 @@
+"""The recipes of DALL-E 2's two halves by name, whole and tiny: notebook 12."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tutorial_lib.captions import LENGTH, VOCABULARY
+from tutorial_lib.recipes.record import Recipe
+from tutorial_lib.recipes.unclip_decoder import DecoderRun, decoder_headline, run_decoder
+from tutorial_lib.recipes.unclip_prior import PriorRun, prior_headline, run_prior
+from tutorial_lib.text import TextConfig
+from tutorial_lib.unclip import PriorConfig, PriorMLPConfig
+
+Network = PriorConfig | PriorMLPConfig
+
+TEXT = TextConfig(len(VOCABULARY), LENGTH, width=64, depth=3)
+_SMALL = PriorConfig(replace(TEXT, width=16, depth=1))
+_TINY = {"images": 300, "steps": 20, "batch_size": 16, "learning_rate": 2e-3, "device": "cpu"}
+
+
+def _prior(about: str, network: Network, small: Network, predicts: str = "x0") -> Recipe:
+    return Recipe(
+        f"DALL-E 2's prior for the shape world: {about}",
+        "Ramesh et al. 2022, section 2.2",
+        "a few minutes on an H200",
+        "the paper: predicting the embedding itself is better than predicting the noise",
+        run_prior,
+        prior_headline,
+        PriorRun(
+            **{"network": network, "predicts": predicts, "steps": 8000, "batch_size": 2048},
+            **{"learning_rate": 2e-3, "graph": True},
+        ),
+        None,
+        PriorRun(network=small, predicts=predicts, tested=30, bank=200, sampler_steps=4, **_TINY),
+    )
+
+
+UNCLIP = {
+    "shapes_prior": _prior("a causal transformer", PriorConfig(TEXT), _SMALL),
+    "shapes_prior_eps": _prior(
+        "the same transformer, which predicts the noise", PriorConfig(TEXT), _SMALL, "eps"
+    ),
+    "shapes_prior_mlp": _prior(
+        "layers that read CLIP's embedding alone", PriorMLPConfig(), PriorMLPConfig(32, 2)
+    ),
+    "shapes_decoder": Recipe(
+        "DALL-E 2's decoder for the shape world: the base, tuned to read CLIP's embeddings",
+        "Ramesh et al. 2022, section 2.1",
+        "a few minutes on an H200",
+        "the paper: variations keep what CLIP's embedding holds, and vary the rest",
+        run_decoder,
+        decoder_headline,
+        DecoderRun(steps=8000, batch_size=512, learning_rate=1e-3, graph=True),
+        None,
+        DecoderRun(
+            **{**_TINY, "steps": 10, "batch_size": 8},
+            **{"tested": 6, "varied": 2, "scales": (0.0, 1.0), "sampler_steps": 3},
+        ),
+    ),
+}
