@@ -7,6 +7,7 @@ from dataclasses import replace
 from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.pretrained import BASE_NETWORK, CLIP_CONFIG
 from tutorial_lib.recipes import inpainting, shape_clip, shapes, text_guidance, text_to_image
+from tutorial_lib.recipes.cascade import CASCADE
 from tutorial_lib.recipes.inpainting import InpaintingRun
 from tutorial_lib.recipes.record import Recipe
 from tutorial_lib.recipes.shape_clip import CLIPRun
@@ -118,4 +119,5 @@ SHAPES = {
         TextGuidanceRun(captions=4, alike=2, scales=(1.0,), sample_steps=3, device="cpu"),
     ),
     **UNCLIP,
+    **CASCADE,
 }
