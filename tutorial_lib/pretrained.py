@@ -23,6 +23,7 @@ from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.oracle import Oracle
 from tutorial_lib.schedule import CosineVP
 from tutorial_lib.text import Captioned, TextConfig, TextEncoder
+from tutorial_lib.unclip import Prior, PriorConfig, WithPicture
 
 FOLDER = Path(__file__).parent / "weights"
 CLIP_CONFIG = CLIPConfig(
@@ -44,6 +45,9 @@ BASE_NETWORK = UNetConfig(
     clock_scale=250.0,
 )
 BASE_TEXT = TextConfig(len(VOCABULARY), LENGTH, width=96)
+SMALL_NETWORK = replace(BASE_NETWORK, side=16, patch=1)  # inside, both work on 16 x 16
+DECODER_NETWORK = replace(BASE_NETWORK, embedding_width=CLIP_CONFIG.width)
+PRIOR_CONFIG = PriorConfig(TextConfig(len(VOCABULARY), LENGTH, width=64, depth=3))
 INPAINTING_NETWORK = replace(BASE_NETWORK, in_channels=7)  # x_t, what is known, and where
 SCHEDULE = CosineVP()
 RANK = 8  # of the changes that make other models of the base
@@ -84,11 +88,35 @@ def inpainting(device: str = "cpu") -> NetworkDenoiser:
 
     The base with the changes of recipe `shapes_inpainting`. Raises WeightsError.
     """
-    net = from_base(INPAINTING_NETWORK, rank=INPAINTING_RANK)
-    lora.load(net, weights("shapes_inpainting"))
-    lora.merge(net)
-    net = Beside(net).to(device).eval().requires_grad_(False)
-    return NetworkDenoiser(net, SCHEDULE, "v")
+    net = Beside(from_base(INPAINTING_NETWORK, rank=INPAINTING_RANK))
+    return _tuned(net, net.net, "shapes_inpainting", device)
+
+
+def small(device: str = "cpu") -> NetworkDenoiser:
+    """Return the denoiser of 16 x 16 pictures that reads captions' tokens, `shapes_small`.
+
+    Raises WeightsError.
+    """
+    net = from_base(SMALL_NETWORK)
+    return _tuned(net, net, "shapes_small", device)
+
+
+def decoder(device: str = "cpu") -> NetworkDenoiser:
+    """Return DALL-E 2's decoder, which is also told a CLIP embedding, recipe `shapes_decoder`.
+
+    It is the condition's `image_embedding`, `unclip.scaled`. Raises WeightsError.
+    """
+    net = WithPicture(from_base(DECODER_NETWORK), generator=Generator())
+    return _tuned(net, net, "shapes_decoder", device)
+
+
+def prior(device: str = "cpu") -> NetworkDenoiser:
+    """Return DALL-E 2's prior, a denoiser of scaled CLIP embeddings, recipe `shapes_prior`.
+
+    It is told `unclip.said`. Raises WeightsError.
+    """
+    net = Prior(PRIOR_CONFIG, generator=Generator())
+    return NetworkDenoiser(_ready(net, "shapes_prior", device), SCHEDULE, "x0")
 
 
 def captioned(network: UNetConfig, text: TextConfig, *, generator: Generator) -> Captioned:
@@ -140,6 +168,13 @@ def checksums(folder: Path = FOLDER) -> dict[str, str]:
     """Return the SHA-256 that each file of weights must have, by its name."""
     lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, name in (line.split("  ") for line in lines)}
+
+
+def _tuned(net: nn.Module, holder: nn.Module, name: str, device: str) -> NetworkDenoiser:
+    """Return a network that began as the base, with what a recipe changed of `holder`, merged."""
+    lora.load(holder, weights(name))
+    lora.merge(holder)
+    return NetworkDenoiser(net.to(device).eval().requires_grad_(False), SCHEDULE, "v")
 
 
 def _ready(net: nn.Module, name: str, device: str) -> nn.Module:

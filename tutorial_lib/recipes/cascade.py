@@ -26,7 +26,7 @@ from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.oracle import read
-from tutorial_lib.pretrained import BASE_NETWORK, SCHEDULE
+from tutorial_lib.pretrained import SCHEDULE, SMALL_NETWORK
 from tutorial_lib.recipes import text_to_image
 from tutorial_lib.recipes.record import (
     Metrics,
@@ -52,7 +52,6 @@ from tutorial_lib.text import Captioned
 from tutorial_lib.train import Data, Objective, TrainResult, train
 
 SMALL_SIDE, SIDE = 16, 32
-SMALL_NETWORK = replace(BASE_NETWORK, side=SMALL_SIDE, patch=1)  # inside, both work on 16 x 16
 SUPER_NETWORK = UNetConfig(
     channels=16,  # with patches of 2 x 2, 20 cannot hold 24 numbers: 4 times the error in x_0
     multipliers=(1, 2, 2),

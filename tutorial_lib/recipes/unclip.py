@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tutorial_lib.captions import LENGTH, VOCABULARY
+from tutorial_lib.pretrained import PRIOR_CONFIG
 from tutorial_lib.recipes.record import Recipe
 from tutorial_lib.recipes.unclip_decoder import DecoderRun, decoder_headline, run_decoder
 from tutorial_lib.recipes.unclip_prior import PriorRun, prior_headline, run_prior
-from tutorial_lib.text import TextConfig
 from tutorial_lib.unclip import PriorConfig, PriorMLPConfig
 
 Network = PriorConfig | PriorMLPConfig
 
-TEXT = TextConfig(len(VOCABULARY), LENGTH, width=64, depth=3)
-_SMALL = PriorConfig(replace(TEXT, width=16, depth=1))
+_SMALL = PriorConfig(replace(PRIOR_CONFIG.text, width=16, depth=1))
 _TINY = {"images": 300, "steps": 20, "batch_size": 16, "learning_rate": 2e-3, "device": "cpu"}
 
 
@@ -36,9 +34,9 @@ def _prior(about: str, network: Network, small: Network, predicts: str = "x0") -
 
 
 UNCLIP = {
-    "shapes_prior": _prior("a causal transformer", PriorConfig(TEXT), _SMALL),
+    "shapes_prior": _prior("a causal transformer", PRIOR_CONFIG, _SMALL),
     "shapes_prior_eps": _prior(
-        "the same transformer, which predicts the noise", PriorConfig(TEXT), _SMALL, "eps"
+        "the same transformer, which predicts the noise", PRIOR_CONFIG, _SMALL, "eps"
     ),
     "shapes_prior_mlp": _prior(
         "layers that read CLIP's embedding alone", PriorMLPConfig(), PriorMLPConfig(32, 2)

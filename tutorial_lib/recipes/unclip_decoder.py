@@ -20,7 +20,7 @@ from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.oracle import Reading, read, shares_right
-from tutorial_lib.pretrained import BASE_NETWORK, SCHEDULE, empty_caption
+from tutorial_lib.pretrained import DECODER_NETWORK, SCHEDULE, empty_caption
 from tutorial_lib.recipes.record import Metrics, TrainingRun, save_sheet, write_metrics
 from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
 from tutorial_lib.recipes.text_to_image import denoiser
@@ -42,7 +42,7 @@ class DecoderRun(TrainingRun):
     `scales` of guidance, w, is tested on `tested` pictures, with `varied` others of some.
     """
 
-    network: UNetConfig = field(default=replace(BASE_NETWORK, embedding_width=64))
+    network: UNetConfig = field(default=DECODER_NETWORK)
     rank: int = pretrained.RANK
     images: int = 1_000_000
     unlabelled: float = 0.5
