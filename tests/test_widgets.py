@@ -159,3 +159,19 @@ def test_an_ellipse_lies_along_the_long_axis_of_its_covariance():
     radius = (points @ torch.linalg.inv(covariance) * points).sum(1).sqrt()
     ends = radius[[0, 6, 12, 18]]  # of the four axes; between them are Bezier control points too
     assert torch.allclose(ends, torch.full_like(ends, 2.0), atol=1e-6)
+
+
+def test_a_line_of_text_is_a_control_and_what_it_cannot_mean_is_said():
+    def show(colour, title):
+        figure = bar(0.5, colour=colour)
+        figure.axes[0].set_title(title)
+        return figure
+
+    widget = explore(show, alt="a bar", colour="red", title=("one", "its title"))
+    assert widget.controls["title"].description == "its title"
+    assert not widget.controls["colour"].continuous_update  # half a word is no colour
+    before = picture(widget).tobytes()
+    widget.controls["title"].value = "another"
+    assert picture(widget).tobytes() != before
+    widget.controls["colour"].value = "no colour at all"
+    assert "ValueError" in widget.picture.value

@@ -52,7 +52,8 @@ def explore(show: Callable[..., Figure], *, alt: str, **controls: Any) -> Explor
     """Draw `show(**values)` anew whenever one of its controls moves.
 
     A control is (low, high, step, start) or the same with a label and unit as fifth entry; or a
-    list or dict of choices, or (choices, label). `show` returns a matplotlib Figure; `alt` says
+    list or dict of choices, or (choices, label); or a line of text, taken when it is sent off, or
+    (text, label). `show` returns a matplotlib Figure; `alt` says
     in words what it shows.
     """
     return Explorer(show, alt, {name: _control(name, spec) for name, spec in controls.items()})
@@ -64,11 +65,15 @@ def _control(name: str, spec: Any) -> ipywidgets.Widget:
         return _choice(spec, label)
     if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[0], (list, dict)):
         return _choice(*spec)
+    if isinstance(spec, str):
+        return _line(spec, label)
+    if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[0], str):
+        return _line(*spec)
     if isinstance(spec, tuple) and len(spec) in (4, 5):
         return _slider(*spec[:4], spec[4] if len(spec) == 5 else label)
     raise ValueError(
         f"The control {name} must be (low, high, step, start), the same with a label, "
-        f"or choices; got {spec!r}."
+        f"choices or a text; got {spec!r}."
     )
 
 
@@ -89,6 +94,10 @@ def _slider(low: float, high: float, step: float, start: float, label: str) -> i
 def _choice(choices: list | dict, label: str) -> ipywidgets.Widget:
     options = list(choices.items()) if isinstance(choices, dict) else choices
     return ipywidgets.Dropdown(options=options, **_look(label))
+
+
+def _line(text: str, label: str) -> ipywidgets.Widget:
+    return ipywidgets.Text(value=text, continuous_update=False, **_look(label))
 
 
 def _look(label: str) -> dict[str, Any]:
