@@ -20,7 +20,7 @@ def known_part(x0: Tensor, known: Tensor) -> Tensor:
     """Return the hint of an inpainting network, (B, C + 1, H, W): what is known, and where it is.
 
     `known` (B, 1, H, W) is 1 there and 0 elsewhere, where nothing is told of x0 (B, C, H, W)
-    (GLIDE, Nichol et al. 2021, section 3.2).
+    (GLIDE, Nichol et al. 2021, section 4.3).
     """
     return torch.cat([x0 * known, known.to(x0.dtype).expand(len(x0), -1, -1, -1)], 1)
 
@@ -29,7 +29,7 @@ def outside(boxes: Tensor, side: int) -> Tensor:
     """Return what is known when boxes are erased, (B, 1, side, side): 1 where no box lies, else 0.
 
     `boxes` (B, N, 4) are left, top, right, bottom in a picture from -1 to 1, as in `shape_world`;
-    a pixel is within a box where its centre is. GLIDE (Nichol et al. 2021, section 3.2) erases so.
+    a pixel is within a box where its centre is. GLIDE (Nichol et al. 2021, section 4.3) erases so.
     """
     centre = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) * (2 / side) - 1
     left, top, right, bottom = (edge[..., None] for edge in boxes.unbind(2))
@@ -41,7 +41,7 @@ def outside(boxes: Tensor, side: int) -> Tensor:
 def draw_known(n: int, side: int, *, generator: torch.Generator, bare: float = 0.2) -> Tensor:
     """Draw what an inpainting network is told, (n, 1, side, side): all but a box, or nothing.
 
-    GLIDE (Nichol et al. 2021), section 3.2, erases regions at random. Here they are boxes with a
+    GLIDE (Nichol et al. 2021), section 4.3, erases regions at random. Here they are boxes with a
     uniform centre and sides of .15 to .65 of the picture's, and a share `bare` is erased whole:
     text to image, which is not to be forgotten.
     """
@@ -56,7 +56,7 @@ def draw_known(n: int, side: int, *, generator: torch.Generator, bare: float = 0
 class Beside(nn.Module):
     """Let a network that reads more channels see a hint beside x_t.
 
-    GLIDE (Nichol et al. 2021), section 3.2, for inpainting; SR3 (Saharia et al. 2021), section 2,
+    GLIDE (Nichol et al. 2021), section 4.3, for inpainting; SR3 (Saharia et al. 2021), section 2,
     for pictures to be enlarged.
     """
 
@@ -98,7 +98,7 @@ def replacement(
 ) -> Iterator[Tensor]:
     """Walk back along `times` as `ancestral` does, with what is known put back after each step.
 
-    It is a fresh sample of q(x_s | x_0) where `known` is 1 (Song et al. 2021, section 4; RePaint,
+    It is a fresh sample of q(x_s | x_0) where `known` is 1 (Song et al. 2021, section 5; RePaint,
     Lugmayr et al. 2022, eq. 8). The rest is drawn given that noised part, not given x_0: biased.
     With `repeats` each step is taken so many times, with the noise of q(x_t | x_s) between
     (RePaint, algorithm 1): the bias falls. Yields x after every step.

@@ -130,7 +130,7 @@ def from_base(network: UNetConfig, *, rank: int = RANK) -> Captioned:
 
     Its layers are frozen and have adapters; what the base lacks, and what differs in shape, learns
     as a whole. More channels that are read begin at zero, as in GLIDE (Nichol et al. 2021,
-    section 3.2). Raises WeightsError.
+    section 4.3). Raises WeightsError.
     """
     generator = Generator().manual_seed(0)
     net, base = captioned(network, BASE_TEXT, generator=generator), weights("shapes_text_to_image")

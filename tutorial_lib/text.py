@@ -57,7 +57,7 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Map captions to a feature of every token (GLIDE, Nichol et al. 2021, section 3.1)."""
+    """Map captions to a feature of every token (GLIDE, Nichol et al. 2021, section 4.1)."""
 
     def __init__(self, config: TextConfig, *, generator: Generator) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TextEncoder(nn.Module):
 class Captioned(nn.Module):
     """Give a network that reads features of text an encoder of its own: it reads tokens.
 
-    Both learn together, as in GLIDE (Nichol et al. 2021, section 3.1). An empty caption, and not
+    Both learn together, as in GLIDE (Nichol et al. 2021, section 4.1). An empty caption, and not
     an absent one, is what guidance compares with.
     """
 

@@ -187,23 +187,6 @@ END = Exercise(
 )
 
 
-class _Once:
-    """Stand in for a model: answer each row by itself, and raise at a second call."""
-
-    def __init__(self, seed: int, *shape: int) -> None:
-        self.table, self.called = normals(seed, 9, *shape), False
-
-    def __call__(self, xt: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        if self.called:
-            raise RuntimeError("the model was called a second time")
-        self.called = True
-        if not len(xt) == len(t) == len(tokens):
-            raise ValueError(f"{len(xt)} pictures, {len(t)} times, {len(tokens)} captions")
-        places = torch.linspace(1, 0.2, tokens.shape[1]).to(xt)
-        said = torch.einsum("bl...,l->b...", self.table.to(xt)[tokens], places)
-        return torch.tanh(xt + t[:, None, None, None] * said / 2) + 0.4 * xt.roll(1, dims=-1)
-
-
 class _Eye:
     """Be an encoder of pictures, smooth and not linear, that sees another way if mu is marked."""
 
@@ -212,7 +195,7 @@ class _Eye:
 
     def __call__(self, x: Tensor) -> Tensor:
         bent = (1 + self.mu.requires_grad) / len(self.weights) ** 0.5
-        return torch.tanh(bent * (x.flatten(1) @ self.weights))
+        return torch.tanh(bent * (x.flatten(1) @ self.weights.to(x.dtype)))
 
 
 def _pulled(
@@ -285,6 +268,11 @@ PULLED = Exercise(
             partial(_pulled, total=torch.mean),
         ),
         Mistake(
+            "all pairs",
+            "row i belongs with caption i: of the table of all pairs that is the diagonal.",
+            partial(_pulled, fit=lambda image, text: F.normalize(image) @ F.normalize(text).T),
+        ),
+        Mistake(
             "clamped first",
             "ask for the gradient at mu itself: you clamp mu, and ask elsewhere.",
             partial(_pulled, lead=lambda mu: mu.detach().clamp(-1, 1).requires_grad_()),
@@ -300,7 +288,7 @@ PULLED = Exercise(
             partial(_pulled, lead=lambda mu: mu.requires_grad_()),
         ),
     ),
-    keeps="mu is the caller's: += moves it there, too.",
+    keeps="mu and text are the caller's: += and /= change them there, too.",
 )
 
 
@@ -364,6 +352,26 @@ PUT_BACK = Exercise(
             partial(_put_back, noised=lambda x0, a, s, noise: _noised(x0, a, s**2, noise)),
         ),
         Mistake(
+            "square roots",
+            "alpha is no square: both numbers are used as they are given.",
+            partial(_put_back, noised=lambda x0, a, s, e: _noised(x0, a**0.5, (1 - a) ** 0.5, e)),
+        ),
+        Mistake(
+            "noise forgotten",
+            "the noise is lost: the rest of x is still in it.",
+            partial(_put_back, noised=lambda x0, alpha, sigma, noise: alpha * x0),
+        ),
+        Mistake(
+            "noise everywhere",
+            "noise comes with the known part alone: the rest has had its own.",
+            lambda x, x0, m, a, s, noise: torch.where(m.bool(), a * x0, x) + s * noise,
+        ),
+        Mistake(
+            "the rest lost",
+            "where nothing is known x stays: you leave nothing there.",
+            partial(_put_back, choose=lambda known, there, x: known * there),
+        ),
+        Mistake(
             "x not erased",
             "where it is known, x is still there: it is put in its place, not on top.",
             partial(_put_back, choose=lambda known, there, x: known * there + x),
@@ -379,7 +387,7 @@ PUT_BACK = Exercise(
             lambda x, *given: x,
         ),
     ),
-    keeps="x is the caller's: you write into it; choose into a new tensor.",
+    keeps="x and x0 are the caller's: you write into them; choose into a new tensor.",
 )
 
 
@@ -440,6 +448,16 @@ BEST = Exercise(
             "told alone below",
             "below the line stands what the caption changes, not all that is predicted.",
             partial(_best_weight, square=lambda v, told, silent: told.square().sum()),
+        ),
+        Mistake(
+            "not squared below",
+            "below the line stands a length squared.",
+            partial(_best_weight, square=lambda v, told, silent: (told - silent).norm()),
+        ),
+        Mistake(
+            "a ratio for each number",
+            "a ratio for each number is wild where the caption changes little: sum, then divide.",
+            lambda v, told, silent: ((v - told) / (told - silent)).mean(),
         ),
         Mistake(
             "told not subtracted",

@@ -199,7 +199,7 @@ class Encoder(nn.Module):
     def embed(self, clock: Tensor, cond: Any = None) -> Tensor:
         """Return what every block reads: clock (B,) to silu(time + what is said), (B, 4 channels).
 
-        Of a text it is the last token that may be seen (GLIDE, Nichol et al. 2021, section 3.1);
+        Of a text it is the last token that may be seen (GLIDE, Nichol et al. 2021, section 4.1);
         a picture's embedding is projected (DALL-E 2, Ramesh et al. 2022, section 2.1), and a
         smaller picture's noise told as the time is (Imagen, Saharia et al. 2022, section 2.4).
         """

@@ -52,7 +52,7 @@ class InpaintingRun(TrainingRun):
     """Fix how long the base learns to fill in, on how many scenes, and on how many it is tested.
 
     `replacements` are numbers of steps, and of repeats of each, by the base alone. The rest is as
-    in `TextToImageRun`. GLIDE (Nichol et al. 2021), section 3.2.
+    in `TextToImageRun`. GLIDE (Nichol et al. 2021), section 4.3.
     """
 
     images: int = 1_000_000

@@ -48,7 +48,7 @@ def _base(about: str, expected: str, *, steps: int = 14_000, **how: float) -> Re
     late = {"steps_before": 10, "scales": (0.0,)} if "steps_before" in how else {}
     return Recipe(
         about,
-        "GLIDE, Nichol et al. 2021, section 3; Ho & Salimans 2022",
+        "GLIDE, Nichol et al. 2021, section 4; Ho & Salimans 2022",
         "7 minutes on an H200",
         expected,
         text_to_image.run_text_to_image,
@@ -95,7 +95,7 @@ SHAPES = {
     ),
     "shapes_inpainting": Recipe(
         "The base, tuned to fill in what is missing: what changed of its weights",
-        "GLIDE, Nichol et al. 2021, section 3.2; Hu et al. 2022",
+        "GLIDE, Nichol et al. 2021, section 4.3; Hu et al. 2022",
         "6 minutes on an H200",
         "the paper shows pictures: edits that match the caption and what is around them",
         inpainting.run_inpainting,
@@ -109,7 +109,7 @@ SHAPES = {
     ),
     "shapes_text_guidance": Recipe(
         "Classifier-free guidance and CLIP's, of the same text-to-image network",
-        "GLIDE, Nichol et al. 2021, sections 2.3, 2.4 and 4",
+        "GLIDE, Nichol et al. 2021, sections 2.3, 2.4 and 5",
         "6 minutes on an H200",
         "the paper: people prefer classifier-free guidance, FID against CLIP score agrees",
         text_guidance.run_text_guidance,

@@ -45,7 +45,7 @@ class TextToImageRun(TrainingRun):
     """Fix a network that draws captions, how long it trains on how many scenes, and its tests.
 
     Captions are emptied with probability `unlabelled`, but not in `steps_before` others that come
-    first: GLIDE learned the empty caption last (Nichol et al. 2021, section 3.1). Times are
+    first: GLIDE learned the empty caption last (Nichol et al. 2021, section 4.2). Times are
     u^time_power, u uniform: below 1, more of them are in much noise, where it is decided what is
     where. Each of the `scales` of guidance, w, is tested on `captions` of every kind; the curve of
     the training at w = 0 and 2, on a quarter.
