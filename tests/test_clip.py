@@ -216,3 +216,13 @@ def test_a_box_between_the_centres_has_the_nearest_cell():
     features = torch.arange(12.0, dtype=torch.float64).view(1, 1, 3, 4)
     box = torch.tensor([[[0.3, -0.05, 0.35, 0.05]]], dtype=torch.float64)
     assert box_features(features, box).item() == 6.0  # row 1, whose centre lies in it; column 2
+
+
+def test_captions_of_no_picture_are_more_candidates_for_pictures_alone():
+    logits = torch.randn(5, 8, generator=generator(41), dtype=torch.float64)
+    of_pictures = F.cross_entropy(logits, torch.arange(5), reduction="none")
+    of_captions = F.cross_entropy(logits[:, :5].T, torch.arange(5), reduction="none")
+    assert (contrastive_loss(logits) - (of_pictures + of_captions) / 2).abs().max() < 1e-12
+    absent = logits.clone()
+    absent[:, 5:] = -torch.inf
+    assert (contrastive_loss(absent) - contrastive_loss(logits[:, :5])).abs().max() < 1e-12

@@ -10,7 +10,7 @@ from PIL import Image
 from truths import generator
 
 from tutorial_lib import pretrained, recipes
-from tutorial_lib.captions import LENGTH, holds, read_tokens
+from tutorial_lib.captions import LENGTH, holds, read_tokens, write_tokens
 from tutorial_lib.clip import CLIP
 from tutorial_lib.oracle import read
 from tutorial_lib.pretrained import empty_caption
@@ -220,3 +220,19 @@ def test_a_network_that_is_emptied_late_is_tested_before(tmp_path, monkeypatch):
     found = recipes.run("shapes_emptied_late", tiny=True, out=str(tmp_path))
     assert asked == [0.0, 0.2]  # never at first, then as often as GLIDE does
     assert [row["w"] for row in found["before"]] == [row["w"] for row in found["table"]] == [0.0]
+
+
+def test_false_captions_are_false_and_turned_round():
+    config = replace(recipes.RECIPES["shapes_clip_careful"].tiny, images=400)
+    pixels, true, false = shape_clip.clip_data(config)
+    empty = write_tokens([""])[0]
+    said = (false != empty).any(1)
+    assert 0.2 < float(said.double().mean()) < 0.7  # where a relation is said
+    (part,) = scene_pool(400, seed=config.seed, device="cpu", held_out=HELD_OUT)
+    assert torch.equal(part[1], pixels)
+    sides = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    sides |= {"over": "under", "under": "over"}
+    for one, other in zip(read_tokens(true[said]), read_tokens(false[said]), strict=True):
+        assert any(word in one.split() for word in sides) and one != other
+        assert sorted(set(one.split()) & set(COLOURS)) == sorted(set(other.split()) & set(COLOURS))
+    assert not [line for line in read_tokens(false[~said]) if line]
