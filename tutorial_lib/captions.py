@@ -103,16 +103,22 @@ def holds(claims: Claims, scenes: Scenes) -> Tensor:
     """
     right = torch.zeros(len(scenes), dtype=torch.bool)
     for order in permutations(range(MOST)):
-        order = list(order)
-        fits = scenes.present[:, order] == (torch.arange(MOST) < claims.count[:, None])
-        for name in ("size", "colour", "shape"):
-            said = getattr(claims, name)
-            fits &= (said == UNSAID) | (said == getattr(scenes, name)[:, order])
-        x, y = (scenes.centre[:, order[0]] - scenes.centre[:, order[1]]).unbind(-1)
-        lies = torch.stack([x < 0, x > 0, y < 0, y > 0], 1)
-        lies = lies.gather(1, claims.relation.clamp(min=0)[:, None])[:, 0]
-        right |= fits.all(1) & (lies | (claims.relation == UNSAID))
+        fits, lies = _as_said(claims, scenes, list(order))
+        there = scenes.present[:, order] == (torch.arange(MOST) < claims.count[:, None])
+        right |= (fits & there).all(1) & lies
     return right
+
+
+def _as_said(claims: Claims, scenes: Scenes, order: list[int]) -> tuple[Tensor, Tensor]:
+    """Return which objects (B, N), in an order, have what is said, and if two lie so (B,)."""
+    fits = torch.ones_like(scenes.present)
+    for name in ("size", "colour", "shape"):
+        said = getattr(claims, name)
+        fits &= (said == UNSAID) | (said == getattr(scenes, name)[:, order])
+    x, y = (scenes.centre[:, order[0]] - scenes.centre[:, order[1]]).unbind(-1)
+    lies = torch.stack([x < 0, x > 0, y < 0, y > 0], 1)
+    lies = lies.gather(1, claims.relation.clamp(min=0)[:, None])[:, 0]
+    return fits, lies | (claims.relation == UNSAID)
 
 
 def as_claimed(claims: Claims, scenes: Scenes) -> Tensor:
@@ -123,15 +129,9 @@ def as_claimed(claims: Claims, scenes: Scenes) -> Tensor:
     """
     best, most = torch.zeros_like(scenes.present), torch.full((len(scenes.present),), -1)
     for order in permutations(range(MOST)):
-        order = list(order)
-        fits = scenes.present[:, order] & (torch.arange(MOST) < claims.count[:, None])
-        for name in ("size", "colour", "shape"):
-            said = getattr(claims, name)
-            fits &= (said == UNSAID) | (said == getattr(scenes, name)[:, order])
-        x, y = (scenes.centre[:, order[0]] - scenes.centre[:, order[1]]).unbind(-1)
-        lies = torch.stack([x < 0, x > 0, y < 0, y > 0], 1)
-        lies = lies.gather(1, claims.relation.clamp(min=0)[:, None])[:, 0]
-        fits[:, 0] &= lies | (claims.relation == UNSAID) | ~fits[:, 1]
+        fits, lies = _as_said(claims, scenes, list(order))
+        fits &= scenes.present[:, order] & (torch.arange(MOST) < claims.count[:, None])
+        fits[:, 0] &= lies | ~fits[:, 1]
         own = torch.zeros_like(fits)
         own[:, order] = fits
         better = fits.sum(1) > most

@@ -18,15 +18,14 @@ from tutorial_lib.captions import (
     draw_claims,
     holds,
 )
-from tutorial_lib.cifar10 import to_floats
 from tutorial_lib.denoiser import Condition, Denoiser
 from tutorial_lib.dpm_solver import dpm_solver_pp_2m
 from tutorial_lib.guidance import ClassifierFree, StaticThreshold
 from tutorial_lib.inpainting import Beside, KeepKnown, draw_known, known_part, outside, replacement
-from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.oracle import Reading, read
 from tutorial_lib.pretrained import INPAINTING_NETWORK, INPAINTING_RANK, SCHEDULE, empty_caption
+from tutorial_lib.recipes import text_to_image
 from tutorial_lib.recipes.record import (
     Metrics,
     TrainingRun,
@@ -99,20 +98,13 @@ def headline(found: Metrics) -> str:
 
 
 def objective(config: InpaintingRun) -> object:
-    """Return the loss of a batch of pixels and tokens, (B,): the error in v, a mean of pixels."""
-    nothing = empty_caption(config.device).text
+    """Return the base's loss with part of each picture known, as the hint says."""
 
-    def cost(net: Beside, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
-        pixels, tokens = batch
-        x0 = to_floats(pixels).contiguous(memory_format=torch.channels_last)
-        t, u = torch.rand(2, len(x0), generator=generator, device=x0.device)
-        tokens = torch.where((u < config.unlabelled)[:, None], nothing, tokens)
+    def beside(x0: Tensor, generator: Generator) -> dict[str, Tensor]:
         known = draw_known(len(x0), x0.shape[2], generator=generator)
-        cond = Condition(text=tokens, hint=known_part(x0, known))
-        t = t.double() ** config.time_power
-        return v_error(denoiser(net), x0, t, cond, generator=generator) / x0[0].numel()
+        return {"hint": known_part(x0, known)}
 
-    return cost
+    return text_to_image.objective(config, beside)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -38,6 +40,7 @@ from tutorial_lib.text import Captioned, TextConfig
 from tutorial_lib.train import Progress, train
 
 SAMPLER_STEPS = 25
+Beside = Callable[[Tensor, Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +114,19 @@ def headline(found: Metrics) -> str:
     )
 
 
-def objective(config: TextToImageRun) -> object:
-    """Return the loss of a batch of pixels and tokens, (B,): the error in v, a mean of pixels."""
+def objective(config: Any, beside: Beside = lambda x0, generator: {}) -> object:
+    """Return the loss of a batch of pixels and tokens, (B,): the error in v, a mean of pixels.
+
+    `beside` says, of pictures x0, what the network is told beside the caption.
+    """
     nothing = empty_caption(config.device).text
 
-    def cost(net: Captioned, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
+    def cost(net: nn.Module, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
         pixels, tokens = batch
         x0 = to_floats(pixels).contiguous(memory_format=torch.channels_last)
         t, u = torch.rand(2, len(x0), generator=generator, device=x0.device)
         tokens = torch.where((u < config.unlabelled)[:, None], nothing, tokens)
-        t, cond = t.double() ** config.time_power, Condition(text=tokens)
+        t, cond = t.double() ** config.time_power, Condition(text=tokens, **beside(x0, generator))
         return v_error(denoiser(net), x0, t, cond, generator=generator) / x0[0].numel()
 
     return cost
