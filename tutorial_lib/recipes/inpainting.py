@@ -23,7 +23,6 @@ from tutorial_lib.dpm_solver import dpm_solver_pp_2m
 from tutorial_lib.guidance import ClassifierFree, StaticThreshold
 from tutorial_lib.inpainting import Beside, KeepKnown, draw_known, known_part, outside, replacement
 from tutorial_lib.networks.fast import accelerate
-from tutorial_lib.oracle import Reading, read
 from tutorial_lib.pretrained import INPAINTING_NETWORK, INPAINTING_RANK, SCHEDULE, empty_caption
 from tutorial_lib.recipes import text_to_image
 from tutorial_lib.recipes.record import (
@@ -35,7 +34,7 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
+from tutorial_lib.recipes.shapes import WORLD, captioned_pictures, read_all
 from tutorial_lib.recipes.text_to_image import denoiser
 from tutorial_lib.samplers import final
 from tutorial_lib.schedule import log_snr_times
@@ -212,13 +211,9 @@ class Edits:
         pairs = ((edit, self.edit), (half, self.half))
         off = [((x - task.x0) * task.known).abs().max() for x, task in pairs]
         with torch.device(self.config.device):
-            right = [holds(task.claims, self._read(x)) for x, task in pairs]
+            right = [holds(task.claims, read_all(self.oracle, x)) for x, task in pairs]
         shares = [round(float(x.double().mean()), 4) for x in right]
         return {"edit": shares[0], "half": shares[1], "known_pixels_off_by": float(max(off))}
-
-    def _read(self, x: Tensor) -> Reading:
-        rows = [vars(read(self.oracle, part)) for part in x.split(2000)]
-        return Reading(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
     @torch.no_grad()
     def repairs(self, rounds: int = 3) -> list[Metrics]:
@@ -250,7 +245,7 @@ class Edits:
 
     def _right_parts(self, claims: Claims, x: Tensor, kept: bool) -> tuple[Tensor, Tensor]:
         """Return which pictures are right, and where the good objects lie, if they are kept."""
-        reading = self._read(x)
+        reading = read_all(self.oracle, x)
         with torch.device(self.config.device):
             right, good = holds(claims, reading), as_claimed(claims, reading)
             reach = torch.tensor([most + MARGIN for _, most in SIZES.values()])

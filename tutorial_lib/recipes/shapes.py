@@ -103,11 +103,11 @@ def oracle_tests(oracle: Oracle, n: int, device: str) -> Metrics:
         noise = torch.randn(n, 3, 32, 32, generator=generator) / 2
 
         def right(pictures: Tensor) -> float:
-            return round(float(holds(claims, _read(oracle, pictures)).double().mean()), 4)
+            return round(float(holds(claims, read_all(oracle, pictures)).double().mean()), 4)
 
-        shares = shares_right(scenes, _read(oracle, x))
+        shares = shares_right(scenes, read_all(oracle, x))
         clean = {name: round(share, 4) for name, share in shares.items()}
-        seen = _read(oracle, noise).present.any(1).double().mean()
+        seen = read_all(oracle, noise).present.any(1).double().mean()
         return {
             "clean": clean | {"everything": right(x)},
             "noise_read_as_something": round(float(seen), 4),
@@ -117,7 +117,8 @@ def oracle_tests(oracle: Oracle, n: int, device: str) -> Metrics:
         }
 
 
-def _read(oracle: Oracle, pictures: Tensor) -> Reading:
+def read_all(oracle: Oracle, pictures: Tensor) -> Reading:
+    """Return what an oracle reads in any number of pictures, some thousands at a time."""
     rows = [vars(read(oracle, part)) for part in pictures.split(2000)]
     return Reading(**{kind: torch.cat([row[kind] for row in rows]) for kind in READ})
 

@@ -18,10 +18,10 @@ from tutorial_lib.denoiser import Condition, Denoiser, log_snr_clock
 from tutorial_lib.dpm_solver import dpm_solver_pp_2m
 from tutorial_lib.guidance import ClassifierFree, Similarity, SimilarityGuided, StaticThreshold
 from tutorial_lib.networks.fast import accelerate
-from tutorial_lib.oracle import Reading, read
+from tutorial_lib.oracle import Reading
 from tutorial_lib.pretrained import SCHEDULE, empty_caption
 from tutorial_lib.recipes.record import Metrics, RunConfig, save_sheet, write_metrics
-from tutorial_lib.recipes.shapes import WORLD
+from tutorial_lib.recipes.shapes import WORLD, read_all
 from tutorial_lib.recipes.text_to_image import denoiser
 from tutorial_lib.samplers import final
 from tutorial_lib.schedule import Time, log_snr_times
@@ -125,14 +125,14 @@ class Comparison:
         for objects in (1, 2, 3):
             claims, tokens = self._captions(objects)
             x = self.draw(model, tokens)
-            found |= self._shares(str(objects), claims, self._read(x))
+            found |= self._shares(str(objects), claims, read_all(self.oracle, x))
             pairs = zip(x.split(1000), tokens.split(1000), strict=True)
             cosines += [(self.clean.image(u) * self.clean.text(v)).sum(1) for u, v in pairs]
         for kind in ("right", "right_but_for_relations"):
             of = [found[f"{kind}_{k}"] for k in (1, 2, 3)]
             found[kind] = round(sum(of) / 3, 4)
         found |= {"clip_cosine": round(float(torch.cat(cosines).mean()), 4)}
-        found |= self._diversity(self._read(self.draw(model, self.open)))
+        found |= self._diversity(read_all(self.oracle, self.draw(model, self.open)))
         took = round(time.perf_counter() - began, 1)
         return {"guide": guide, "scale": scale, **found, "took": took}
 
@@ -175,10 +175,6 @@ class Comparison:
         entropy, spread = (float(torch.stack(x).mean()) for x in (entropies, spreads))
         right = round(float(one.double().mean()), 4)
         return {"open_right": right, "entropy": round(entropy, 4), "spread": round(spread, 4)}
-
-    def _read(self, x: Tensor) -> Reading:
-        rows = [vars(read(self.oracle, part)) for part in x.split(2000)]
-        return Reading(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
     def truth(self) -> Metrics:
         """Return the diversity of the world's own scenes, as it is measured of pictures."""

@@ -40,7 +40,7 @@ from tutorial_lib.text import Captioned, TextConfig
 from tutorial_lib.train import Progress, train
 
 SAMPLER_STEPS = 25
-Beside = Callable[[Tensor, Generator], dict[str, Tensor]]
+Told = Callable[[Tensor, Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def headline(found: Metrics) -> str:
     )
 
 
-def objective(config: Any, beside: Beside = lambda x0, generator: {}) -> object:
+def objective(config: Any, beside: Told = lambda x0, generator: {}) -> object:
     """Return the loss of a batch of pixels and tokens, (B,): the error in v, a mean of pixels.
 
     `beside` says, of pictures x0, what the network is told beside the caption.
