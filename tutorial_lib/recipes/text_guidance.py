@@ -25,7 +25,7 @@ from tutorial_lib.recipes.shapes import WORLD, read_all
 from tutorial_lib.recipes.text_to_image import denoiser
 from tutorial_lib.samplers import final
 from tutorial_lib.schedule import Time, log_snr_times
-from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, SIZES, draw_scenes
+from tutorial_lib.shape_world import COLOURS, HELD_OUT, SHAPES, SIZES, Scenes, draw_scenes
 
 NAMES = tuple(colour for colour in COLOURS if colour != "orange")  # whose article is not "a"
 OPEN = tuple(f"a {colour} thing" for colour in NAMES)
@@ -123,7 +123,7 @@ class Comparison:
         began, model, found = time.perf_counter(), self.guided(guide, scale), {}
         cosines = []
         for objects in (1, 2, 3):
-            claims, tokens = self._captions(objects)
+            _, claims, tokens = self._captions(objects)
             x = self.draw(model, tokens)
             found |= self._shares(str(objects), claims, read_all(self.oracle, x))
             pairs = zip(x.split(1000), tokens.split(1000), strict=True)
@@ -136,14 +136,14 @@ class Comparison:
         took = round(time.perf_counter() - began, 1)
         return {"guide": guide, "scale": scale, **found, "took": took}
 
-    def _captions(self, objects: int) -> tuple[Claims, Tensor]:
+    def _captions(self, objects: int) -> tuple[Scenes, Claims, Tensor]:
         generator = Generator(self.config.device).manual_seed(self.config.seed + 1)
         with torch.device(self.config.device):
             scenes = draw_scenes(
                 self.config.captions, generator=generator, objects=(objects,), held_out=HELD_OUT
             )
             claims = draw_claims(scenes, generator=generator)
-            return claims, caption_tokens(claims, generator=generator)
+            return scenes, claims, caption_tokens(claims, generator=generator)
 
     def _shares(self, name: str, claims: Claims, reading: Reading) -> Metrics:
         with torch.device(self.config.device):
@@ -191,7 +191,7 @@ class Comparison:
     @torch.no_grad()
     def picture(self, path: Path) -> None:
         """Leave a sheet: captions of two objects, unguided and by each guide at 1 and at 4."""
-        _, tokens = self._captions(2)
+        _, _, tokens = self._captions(2)
         chosen = [("classifier-free", 0.0)]
         chosen += [(guide, scale) for guide in GUIDES for scale in (1.0, 4.0)]
         rows = [self.draw(self.guided(*how), tokens[:16]) for how in chosen]

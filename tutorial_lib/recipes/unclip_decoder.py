@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Generator, Tensor
 
@@ -39,11 +40,13 @@ class DecoderRun(TrainingRun):
 
     Captions are emptied with probability `unlabelled`, pictures with `unpictured` (Ramesh et al.
     2022, section 2.1). `network` must be the base's, but for `embedding_width`. Each of the
-    `scales` of guidance, w, is tested on `tested` pictures, with `varied` others of some.
+    `scales` of guidance, w, is tested on `tested` pictures, with `varied` others of some. The
+    embeddings are those of the package's CLIP, or of one whose weights lie at `clip`.
     """
 
     network: UNetConfig = field(default=DECODER_NETWORK)
     rank: int = pretrained.RANK
+    clip: str | None = None
     images: int = 1_000_000
     unlabelled: float = 0.5
     unpictured: float = 0.1
@@ -83,6 +86,8 @@ def decoder_objective(config: DecoderRun) -> object:
 def run_decoder(name: str, config: DecoderRun, out: Path) -> Metrics:
     """Tune the base to draw what embeddings hold, count what is kept, and leave the record."""
     clip = pretrained.clip(config.device)
+    if config.clip:
+        clip.load_state_dict(safetensors.torch.load_file(config.clip))
     pixels, tokens = captioned_pictures(config.images, seed=config.seed, device=config.device)
     data, net = (pixels, tokens, picture_embeddings(clip, pixels)), fresh_decoder(config)
     ema, seconds = trained(name, config, out, net, data, decoder_objective(config))
