@@ -259,7 +259,7 @@ def test_the_plain_recipe_trains_on_clean_small_pictures(tmp_path):
     assert {row["level"] for row in found["table"]} == {None, 0.0}
     plain = cascade.CASCADE["shapes_super_resolution_plain"].tiny
     assert heard(plain) == 0
-    assert heard(TINY) == pytest.approx(0.3, abs=6 * 0.6 * 12**-0.5 / 50)
+    assert heard(TINY) == pytest.approx(0.3 / 3, abs=6 * 0.3 * (4 / 45) ** 0.5 / 50)  # of u^2
 
 
 def heard(config):

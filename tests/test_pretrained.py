@@ -34,7 +34,8 @@ def test_weights_are_those_of_their_record(name):
 def test_every_model_is_there():
     tuned = (pretrained.inpainting, pretrained.small, pretrained.decoder)
     whole = (pretrained.text_to_image, pretrained.prior)
-    nets = [load().net for load in (*tuned, *whole)]
+    nets = [load().net for load in (*tuned, *whole, pretrained.super_resolver)]
+    nets.append(pretrained.super_resolver(plain=True).net)
     for net in (pretrained.oracle(), pretrained.clip(), pretrained.clip(noisy=True), *nets):
         assert not net.training and not any(p.requires_grad for p in net.parameters())
 

@@ -25,7 +25,7 @@ from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.oracle import read
-from tutorial_lib.pretrained import SCHEDULE, SMALL_NETWORK
+from tutorial_lib.pretrained import SCHEDULE, SMALL_NETWORK, SUPER_NETWORK
 from tutorial_lib.recipes import text_to_image
 from tutorial_lib.recipes.record import (
     Metrics,
@@ -51,17 +51,6 @@ from tutorial_lib.text import Captioned
 from tutorial_lib.train import Data, Objective, TrainResult, train
 
 SMALL_SIDE, SIDE = 16, 32
-SUPER_NETWORK = UNetConfig(
-    channels=16,  # with patches of 2 x 2, 20 cannot hold 24 numbers: 4 times the error in x_0
-    multipliers=(1, 2, 2),
-    depth=1,
-    attention=(),
-    dropout=0.0,
-    in_channels=6,
-    adaptive_norm=True,
-    augmented=True,
-    clock_scale=250.0,
-)
 ROWS = 1000  # pictures that are drawn at a time
 Enlarge = Callable[[Tensor], Tensor]  # (N, 3, 16, 16) to (N, 3, 32, 32)
 
