@@ -54,7 +54,7 @@ $(VENV)/.classroom: pyproject.toml constraints.txt
 
 $(VENV)/.all: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
-	@$(INSTALL) --extras lab,test,classroom,site,oracles
+	@$(INSTALL) --extras lab,test,classroom,site,oracles,lm
 	@touch $(VENV)/.lab $(VENV)/.classroom $@
 
 # KaTeX for formulas, reveal.js for slides. Without them the tests that need them are skipped and say so.

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 import notebooks
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("lab", "test", "classroom", "site", "oracles")
+EXTRAS = ("lab", "test", "classroom", "site", "oracles", "lm")
 
 
 def text(name: str) -> str:
