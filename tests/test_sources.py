@@ -30,7 +30,8 @@ PLUMBING = {
     "networks/convolutional": {"downward", "upward"},
     "oracle": {"read", "shares_right"},
     "pretrained": {"checksums", "weights"},
-    "shape_world": {"distances", "draw_scenes", "masks", "outlines", "render"},
+    "shape_world": {"distances", "draw_scenes", "frames", "layout", "masks", "outlines", "render"},
+    "subjects": {"render_subject", "shows"},
     "schedule": {"Schedule.alpha", "Schedule.at", "Schedule.sigma", "time_like", "uniform_times"},
     "train": {"train"},
 }

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import combinations
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 COLOURS = {
@@ -34,7 +36,8 @@ HELD_OUT = (  # of 48 pairs, kept from every training: each shape once, and no c
 SEEN = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 MOST = 3  # objects in a scene
 GAP = 0.06  # at least, between the circles around two objects and to the picture's edge
-_TURN, _TINT = math.radians(8), 0.04
+TURN = math.radians(8)  # at most, either way
+_TINT = 0.04
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def draw_scenes(
         size=size,
         centre=_apart(radius, present, generator),
         radius=radius,
-        angle=_TURN * (2 * torch.rand(n, MOST, generator=generator) - 1),
+        angle=TURN * (2 * torch.rand(n, MOST, generator=generator) - 1),
         paint=_jitter(paint, generator),
         ground=_jitter(ground, generator),
     )
@@ -158,21 +161,49 @@ def boxes(scenes: Scenes) -> Tensor:
     return torch.cat([scenes.centre - reach, scenes.centre + reach], -1)
 
 
+def layout(scenes: Scenes, side: int = 32) -> Tensor:
+    """Return how much of each pixel the boxes of each shape's objects hold, in [0, 1].
+
+    Of (B, shapes, side, side), channel k is exactly of SHAPES[k], its boxes overlapping or not:
+    it tells what is where, but neither its colour nor its rim.
+    """
+    pixel, n = 2 / side, scenes.present.shape[1]
+    start = torch.arange(side, dtype=scenes.radius.dtype) * pixel - 1
+    low, high = boxes(scenes)[..., None].split(2, 2)  # (B, N, 2, 1): x and y
+    low, high = low.maximum(start), high.minimum(start + pixel)
+    of = F.one_hot(scenes.shape, len(SHAPES)) * scenes.present[..., None]  # (B, N, shapes)
+    found = low.new_zeros(len(scenes), len(SHAPES), side, side)
+    for some in (c for k in range(n) for c in combinations(range(n), k + 1)):
+        x, y = ((high[:, some].amin(1) - low[:, some].amax(1)).clamp(min=0) / pixel).unbind(1)
+        shared = of[:, some].prod(1)[..., None, None] * (y[:, :, None] * x[:, None])[:, None]
+        found += shared if len(some) % 2 else -shared  # of boxes that overlap, once
+    return found
+
+
 def distances(scenes: Scenes, side: int = 32) -> Tensor:
     """Return the signed distances of pixels' centres to objects' rims, (B, N, side, side).
 
     They are negative inside, exact at the sides and, outside, a lower bound at the corners.
     """
-    axis = (torch.arange(side, dtype=scenes.radius.dtype) + 0.5) * (2 / side) - 1
     found = scenes.radius.new_empty(*scenes.shape.shape, side, side)
     for k, rim in enumerate(_RIMS):
         pick = scenes.shape == k
-        centre, radius, angle = (v[pick] for v in (scenes.centre, scenes.radius, scenes.angle))
-        x = (axis[None, None, :] - centre[:, 0, None, None]) / radius[:, None, None]
-        y = (axis[None, :, None] - centre[:, 1, None, None]) / radius[:, None, None]
-        cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-        found[pick] = rim(cos * x + sin * y, cos * y - sin * x) * radius[:, None, None]
+        x, y = frames(scenes.centre[pick], scenes.radius[pick], scenes.angle[pick], side)
+        found[pick] = rim(x, y) * scenes.radius[pick][:, None, None]
     return found
+
+
+def frames(centre: Tensor, radius: Tensor, angle: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return where pixels' centres lie in the own frames of M objects, x and y (M, side, side).
+
+    An object is upright in its frame, about 0, and its farthest point is 1 away. `centre` (M, 2),
+    `radius` (M,) and `angle` (M,) are as in Scenes.
+    """
+    axis = (torch.arange(side, dtype=radius.dtype) + 0.5) * (2 / side) - 1
+    x = (axis[None, None, :] - centre[:, 0, None, None]) / radius[:, None, None]
+    y = (axis[None, :, None] - centre[:, 1, None, None]) / radius[:, None, None]
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    return cos * x + sin * y, cos * y - sin * x
 
 
 def _circle(x: Tensor, y: Tensor) -> Tensor:
