@@ -9,7 +9,8 @@ import ship
 import torch
 
 from tutorial_lib import pretrained
-from tutorial_lib.recipes.record import origin_of
+from tutorial_lib.checkpoints import CheckpointError
+from tutorial_lib.recipes.record import load_weights, origin_of, save_weights
 
 RESULTS = Path(__file__).parents[1] / "results"
 NAMES = [path.stem for path in sorted(pretrained.FOLDER.glob("*.safetensors"))]
@@ -61,3 +62,54 @@ def test_what_a_recipe_trained_is_shipped(tmp_path):
     assert list(pretrained.checksums(folder)) == ["new.safetensors"]
     assert not (results / "new" / "weights.safetensors").exists()
     assert pretrained.weights("new", folder)["x"].tolist() == [1, 1, 1]
+
+
+def saved(folder, value=1.0):
+    """Weights as a recipe leaves them, and where."""
+    weights = {"x": torch.full((3,), value), "y": torch.arange(1000.0)}
+    save_weights(weights, folder / "weights.safetensors", {"recipe": "new"})
+    return folder / "weights.safetensors"
+
+
+def test_packed_weights_are_the_same_until_a_later_run_leaves_its_own(tmp_path):
+    plain = saved(tmp_path / "new")
+    packed, size = plain.with_name("weights.safetensors.xz"), plain.stat().st_size
+    before, about = load_weights(plain)
+    ship.pack(["new"], tmp_path)
+    assert [path.name for path in plain.parent.iterdir()] == [packed.name]
+    assert packed.stat().st_size < size / 2
+    after, told = load_weights(packed)
+    assert about == told == origin_of(packed) == {"recipe": "new"}
+    assert after.keys() == before.keys()
+    assert all(x.dtype == torch.bfloat16 and torch.equal(x, before[k]) for k, x in after.items())
+    saved(tmp_path / "new", 2.0)
+    assert load_weights(packed)[0]["x"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.safetensors.xz"])
+def test_damaged_weights_of_a_run_are_refused_by_name(tmp_path, name):
+    path = saved(tmp_path / "new").with_name(name)
+    if path.suffix == ".xz":
+        ship.pack(["new"], tmp_path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:40], b"text", b"\1" + whole[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged or holds no weights"):
+            load_weights(path)
+
+
+def test_packed_weights_that_lost_a_bit_are_refused(tmp_path):
+    saved(tmp_path / "new")
+    ship.pack(["new"], tmp_path)
+    path = tmp_path / "new" / "weights.safetensors.xz"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 50):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError):
+            load_weights(path)
+
+
+def test_the_packed_course_network_is_that_of_its_record():
+    record = json.loads((RESULTS / "cifar10_course" / "metrics.json").read_text())
+    about = origin_of(RESULTS / "cifar10_course" / "weights.safetensors.xz")
+    assert {k: about[k] for k in record["trained"]} == record["trained"]

@@ -70,7 +70,7 @@ class AnalyticRun(TrainingRun, OnCifar10):
     """
 
     model: DiffusionRun
-    weights: str = "results/cifar10_course/weights.safetensors"
+    weights: str = "results/cifar10_course/weights.safetensors.xz"
     channels: int = 32
     counts: tuple[int, ...] = (10, 25, 50, 100)
     drawn: tuple[int, ...] = (10, 25, 50)

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from tutorial_lib.denoiser import Condition, NetworkDenoiser, log_snr_clock
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, UNetConfig
-from tutorial_lib.recipes.record import OnCifar10, TrainingRun
+from tutorial_lib.recipes.record import OnCifar10, TrainingRun, load_weights
 from tutorial_lib.samplers import Variance, beta, learned_range
 from tutorial_lib.schedule import DiscreteVP, Schedule, Time
 
@@ -102,7 +101,7 @@ def recorded_denoiser(config: DiffusionRun, weights: Path) -> NetworkDenoiser:
     if not weights.exists():
         raise FileNotFoundError(2, "no weights there: run the recipe first", str(weights))
     net = fresh_network(config).eval().requires_grad_(False)
-    net.load_state_dict(safetensors.torch.load_file(weights))
+    net.load_state_dict(load_weights(weights)[0])
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
     return denoiser(net, config)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
 
@@ -24,7 +23,7 @@ from tutorial_lib.likelihood import (
 from tutorial_lib.networks.embeddings import NULL_LABEL
 from tutorial_lib.recipes import judge
 from tutorial_lib.recipes.diffusion_run import DiffusionRun, denoiser, fresh_network
-from tutorial_lib.recipes.record import Metrics, save_sheet
+from tutorial_lib.recipes.record import Metrics, load_weights, save_sheet
 from tutorial_lib.samplers import ancestral, ddim, final
 from tutorial_lib.schedule import log_snr_times, uniform_times
 
@@ -80,7 +79,7 @@ def _milestone(
     by: judge.Judge | None,
 ) -> Metrics:
     """Load weights that a run kept on its way, and return what they are worth."""
-    net.load_state_dict(safetensors.torch.load_file(path))
+    net.load_state_dict(load_weights(path)[0])
     steps = int(path.stem) if path.stem.isdigit() else config.steps
     found = bound(model, unseen, config, config.curve_images)
     found = {key: found[key] for key in ("bits_per_dim", "standard_error")}

@@ -33,7 +33,7 @@ class FewStepsRun(OnCifar10):
     """
 
     model: DiffusionRun
-    weights: str = "results/cifar10_course/weights.safetensors"
+    weights: str = "results/cifar10_course/weights.safetensors.xz"
     counts: tuple[int, ...] = (10, 20, 50, 100, 1000)
     samples: int = 2000
     round_trips: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)

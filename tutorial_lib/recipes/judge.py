@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -15,11 +14,11 @@ from tutorial_lib.guidance import NetworkClassifier
 from tutorial_lib.metrics import frechet_distance_of_samples, precision_recall
 from tutorial_lib.networks.classifier import ImageClassifier
 from tutorial_lib.recipes.classifier import N_STEPS, NETWORK
-from tutorial_lib.recipes.record import RESULTS, Metrics
+from tutorial_lib.recipes.record import RESULTS, Metrics, load_weights
 from tutorial_lib.schedule import DiscreteVP
 
-WEIGHTS = RESULTS / "cifar10_classifier" / "weights.safetensors"
-NOISY_WEIGHTS = RESULTS / "cifar10_noisy_classifier" / "weights.safetensors"
+WEIGHTS = RESULTS / "cifar10_classifier" / "weights.safetensors.xz"
+NOISY_WEIGHTS = RESULTS / "cifar10_noisy_classifier" / "weights.safetensors.xz"
 # What the noise-aware classifier was told of clean pictures; the other was told 0 of all
 CLEAN = float(log_snr_clock(DiscreteVP.cosine(N_STEPS), 0.0))
 Features = Callable[[Tensor], Tensor]  # 8-bit pixels (B, 3, H, W) to (B, width)
@@ -68,7 +67,7 @@ def load_classifier(path: Path = WEIGHTS, device: str = "cpu") -> ImageClassifie
             f"no classifier at {path}: run the recipe {path.parent.name} first"
         )
     net = ImageClassifier(NETWORK, 10, generator=torch.Generator())
-    net.load_state_dict(safetensors.torch.load_file(path))
+    net.load_state_dict(load_weights(path)[0])
     return net.to(device).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.cifar10 import to_pixels
 from tutorial_lib.train import Progress, TrainConfig
 
@@ -146,8 +148,28 @@ def origin(name: str, device: str) -> dict[str, str]:
 
 def origin_of(weights: Path) -> dict[str, str]:
     """Return what a file of weights says of its origin."""
-    with safetensors.safe_open(weights, "pt") as file:
-        return file.metadata() or {}
+    return load_weights(weights)[1]
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's weights by name, and what it says of their origin; raise CheckpointError.
+
+    A name in `.xz` is that of packed weights (`tools/ship.py`), unless a later run has left its
+    own beside them.
+    """
+    fresh = path.with_name(path.name.removesuffix(".xz"))
+    path = fresh if fresh.exists() else path
+    try:
+        content = path.read_bytes()
+        content = lzma.decompress(content) if path.suffix == ".xz" else content
+        tensors = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, lzma.LZMAError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or holds no weights ({error}): put a good copy in its place, or "
+            "run its recipe again"
+        ) from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, header.get("__metadata__", {})
 
 
 def save_weights(

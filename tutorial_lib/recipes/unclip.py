@@ -74,7 +74,7 @@ UNCLIP = {
         ChainRun(),
         None,
         ChainRun(
-            **{"captions": 4, "alike": 2, "scales": (1.0,), "weights": (1.0,), "device": "cpu"},
+            **{"captions": 4, "alike": 2, "scales": (1.0,), "guided": (1.0,), "device": "cpu"},
             **{"sampler_steps": 3},
         ),
     ),

@@ -34,12 +34,12 @@ KINDS = ("colour", "shape", "colour shape")
 class ChainRun(TextGuidanceRun):
     """Fix on how many captions the chain is tested, as guidance is, and how it samples.
 
-    `scales` are those at which diversity is measured; what is right, at each of `weights`.
+    `scales` are those at which diversity is measured; what is right and what is bound, at each of `guided`.
     """
 
     network: UNetConfig = field(default=DECODER_NETWORK)
     scales: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-    weights: tuple[float, ...] = (0.0, 2.0)
+    guided: tuple[float, ...] = (0.0, 2.0)
     candidates: int = 4
     sampler_steps: int = 25
 
@@ -100,11 +100,11 @@ class Chain(Comparison):
             {"picture": self._embedded(scenes)} | self.embeddings(tokens)
             for scenes, _, tokens in asked
         ]
-        yield from (self._row("none", "caption", w, asked) for w in self.config.weights)
+        yield from (self._row("none", "caption", w, asked) for w in self.config.guided)
         for source in SOURCES:
             z = [found[source] for found in made]
             for told in ("embedding", "both"):
-                yield from (self._row(source, told, w, asked, z) for w in self.config.weights)
+                yield from (self._row(source, told, w, asked, z) for w in self.config.guided)
 
     def _embedded(self, scenes: object) -> Tensor:
         with torch.device(self.config.device):
@@ -144,7 +144,7 @@ class Chain(Comparison):
         for source, z in {"picture": picture, "prior": prior}.items():
             ways |= {(source, told): z for told in ("embedding", "both")}
         for (source, told), z in ways.items():
-            for w in self.config.weights:
+            for w in self.config.guided:
                 reading = read_all(self.oracle, self.pictures(z, self._told(tokens, told), w))
                 with torch.device(self.config.device):
                     parts = {kind: holds(_only(claims, kind), reading) for kind in KINDS}

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Generator, Tensor
 
@@ -22,7 +21,13 @@ from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.oracle import Reading, read, shares_right
 from tutorial_lib.pretrained import DECODER_NETWORK, SCHEDULE, empty_caption
-from tutorial_lib.recipes.record import Metrics, TrainingRun, save_sheet, write_metrics
+from tutorial_lib.recipes.record import (
+    Metrics,
+    TrainingRun,
+    load_weights,
+    save_sheet,
+    write_metrics,
+)
 from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
 from tutorial_lib.recipes.text_to_image import denoiser
 from tutorial_lib.recipes.unclip_prior import LEAST, in_parts, picture_embeddings, share, trained
@@ -87,7 +92,7 @@ def run_decoder(name: str, config: DecoderRun, out: Path) -> Metrics:
     """Tune the base to draw what embeddings hold, count what is kept, and leave the record."""
     clip = pretrained.clip(config.device)
     if config.clip:
-        clip.load_state_dict(safetensors.torch.load_file(config.clip))
+        clip.load_state_dict(load_weights(Path(config.clip))[0])
     pixels, tokens = captioned_pictures(config.images, seed=config.seed, device=config.device)
     data, net = (pixels, tokens, picture_embeddings(clip, pixels)), fresh_decoder(config)
     ema, seconds = trained(name, config, out, net, data, decoder_objective(config))

@@ -84,7 +84,7 @@ class WalksRun(OnCifar10):
     model: DiffusionRun
     ways: Callable[[WalksRun, Denoiser], Iterable[Way]]
     numbers: tuple[float, ...]
-    weights: str = "results/cifar10_course/weights.safetensors"
+    weights: str = "results/cifar10_course/weights.safetensors.xz"
     steps: int = 50
     fine: int = 250
     start: float = 1.0
