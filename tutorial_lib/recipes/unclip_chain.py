@@ -34,7 +34,8 @@ KINDS = ("colour", "shape", "colour shape")
 class ChainRun(TextGuidanceRun):
     """Fix on how many captions the chain is tested, as guidance is, and how it samples.
 
-    `scales` are those at which diversity is measured; what is right and what is bound, at each of `guided`.
+    `scales` are those at which diversity is measured; what is right and bound, at each of
+    `guided`.
     """
 
     network: UNetConfig = field(default=DECODER_NETWORK)
