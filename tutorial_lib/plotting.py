@@ -40,7 +40,7 @@ TIME = LinearSegmentedColormap.from_list("time", [DATA, "#7f6fb5", "#c58ab0", "#
 DIVERGING = LinearSegmentedColormap.from_list("diverging", [DATA, "#f7f7f7", MODEL])
 
 DPI = 120
-LOSS = 28  # of 255, at most, at a pixel of a figure in 256 colours: seldom seen
+LOSS = 34  # of 255, at most, at a pixel of a figure in 256 colours: seldom seen
 WIDTH = 8.0  # inches: the text column of a notebook
 SCREEN = 96  # CSS pixels per inch: figures are shown smaller than stored, hence sharp
 
