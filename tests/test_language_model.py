@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from truths import generator
+from truths import copy_blocks, generator
 
 from tutorial_lib import language_model
 from tutorial_lib.denoiser import Condition
@@ -119,16 +119,7 @@ def torchs(ours):
         layer_norm_eps=1e-12,
     )
     theirs = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).double().eval()
-    for mine, other in zip(ours.blocks, theirs.layers, strict=True):
-        looking = mine.itself
-        parts = (looking.query, looking.key, looking.value)
-        other.self_attn.in_proj_weight.data = torch.cat([part.weight for part in parts])
-        other.self_attn.in_proj_bias.data = torch.cat([part.bias for part in parts])
-        other.self_attn.out_proj.load_state_dict(looking.out.state_dict())
-        pairs = [(other.norm1, mine.norm1), (other.norm2, mine.norm2)]
-        pairs += [(other.linear1, mine.alone[0]), (other.linear2, mine.alone[2])]
-        for into, source in pairs:
-            into.load_state_dict(source.state_dict())
+    copy_blocks(ours, theirs)
     return theirs
 
 

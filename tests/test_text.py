@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from truths import generator, normal
+from truths import copy_blocks, generator, normal
 
 from tutorial_lib.denoiser import Condition, NetworkDenoiser
 from tutorial_lib.guidance import ClassifierFree
@@ -34,16 +34,7 @@ def torchs(ours):
         .double()
         .eval()
     )
-    for mine, other in zip(ours.blocks, theirs.layers, strict=True):
-        looking = mine.itself
-        parts = (looking.query, looking.key, looking.value)
-        other.self_attn.in_proj_weight.data = torch.cat([part.weight for part in parts])
-        other.self_attn.in_proj_bias.data = torch.cat([part.bias for part in parts])
-        other.self_attn.out_proj.load_state_dict(looking.out.state_dict())
-        pairs = [(other.norm1, mine.norm1), (other.norm2, mine.norm2)]
-        pairs += [(other.linear1, mine.alone[0]), (other.linear2, mine.alone[2])]
-        for into, source in pairs:
-            into.load_state_dict(source.state_dict())
+    copy_blocks(ours, theirs)
     theirs.norm.load_state_dict(ours.norm.state_dict())
     return theirs
 

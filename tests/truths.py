@@ -108,3 +108,17 @@ def torch_score(mixture, x, alpha=1.0, sigma=0.0) -> torch.Tensor:
     """Its gradient in x by autograd, (n, D)."""
     x = x.clone().requires_grad_()
     return torch.autograd.grad(torch_log_prob(mixture, x, alpha, sigma).sum(), x)[0]
+
+
+def copy_blocks(ours, theirs):
+    """Give the layers of PyTorch's transformer the weights of our blocks."""
+    for mine, other in zip(ours.blocks, theirs.layers, strict=True):
+        looking = mine.itself
+        parts = (looking.query, looking.key, looking.value)
+        other.self_attn.in_proj_weight.data = torch.cat([part.weight for part in parts])
+        other.self_attn.in_proj_bias.data = torch.cat([part.bias for part in parts])
+        other.self_attn.out_proj.load_state_dict(looking.out.state_dict())
+        pairs = [(other.norm1, mine.norm1), (other.norm2, mine.norm2)]
+        pairs += [(other.linear1, mine.alone[0]), (other.linear2, mine.alone[2])]
+        for into, source in pairs:
+            into.load_state_dict(source.state_dict())
