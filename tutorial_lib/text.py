@@ -83,14 +83,32 @@ class TextEncoder(nn.Module):
         return self.norm(x)
 
 
+class Projected(nn.Module):
+    """Let a network read features of another width, through one layer that learns.
+
+    They are those of an encoder that somebody else has trained.
+    """
+
+    def __init__(self, net: nn.Module, given: int, wanted: int, *, generator: Generator) -> None:
+        super().__init__()
+        self.net, self.project = net, nn.Linear(given, wanted, device=generator.device)
+        nn.init.xavier_uniform_(self.project.weight, generator=generator)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, xt: Tensor, clock: Tensor, cond: Any) -> Tensor:
+        """Map xt (B, C, H, W) and clock (B,) as the network does; cond.text is (B, L, given)."""
+        return self.net(xt, clock, replace(cond, text=self.project(cond.text)))
+
+
 class Captioned(nn.Module):
     """Give a network that reads features of text an encoder of its own: it reads tokens.
 
-    Both learn together, as in GLIDE (Nichol et al. 2021, section 4.1). An empty caption, and not
-    an absent one, is what guidance compares with.
+    Both learn together, as in GLIDE (Nichol et al. 2021, section 4.1), or the encoder is frozen
+    (Imagen, Saharia et al. 2022, section 2.1). An empty caption, and not an absent one, is what
+    guidance compares with.
     """
 
-    def __init__(self, net: nn.Module, encoder: TextEncoder) -> None:
+    def __init__(self, net: nn.Module, encoder: nn.Module) -> None:
         super().__init__()
         self.net, self.encoder = net, encoder
 
@@ -110,7 +128,7 @@ def initialise_text(encoder: TextEncoder, generator: Generator) -> None:
     with the depth (GPT-2, Radford et al. 2019, section 2.3).
     """
     encoder.to_empty(device=generator.device)
-    ends = (2 * encoder.config.depth) ** -0.5
+    ends = (2 * max(1, encoder.config.depth)) ** -0.5
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             reach = (3 / module.in_features) ** 0.5

@@ -8,6 +8,7 @@ from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.pretrained import BASE_NETWORK, CLIP_CONFIG
 from tutorial_lib.recipes import inpainting, shape_clip, shapes, text_guidance, text_to_image
 from tutorial_lib.recipes.cascade import CASCADE
+from tutorial_lib.recipes.imagen import IMAGEN
 from tutorial_lib.recipes.inpainting import InpaintingRun
 from tutorial_lib.recipes.record import Recipe
 from tutorial_lib.recipes.shape_clip import CLIPRun
@@ -120,4 +121,5 @@ SHAPES = {
     ),
     **UNCLIP,
     **CASCADE,
+    **IMAGEN,
 }

@@ -50,8 +50,8 @@ class TextToImageRun(TrainingRun):
     Captions are emptied with probability `unlabelled`, but not in `steps_before` others that come
     first: GLIDE learned the empty caption last (Nichol et al. 2021, section 4.2). Times are
     u^time_power, u uniform: below 1, more of them are in much noise, where it is decided what is
-    where. Each of the `scales` of guidance, w, is tested on `captions` of every kind; the curve of
-    the training at w = 0 and 2, on a quarter.
+    where. Each of the `scales` of guidance, w, is tested on `captions` of every kind; `looks`
+    times on the way w = 0 and 2 are, on a quarter.
     """
 
     network: UNetConfig
@@ -63,6 +63,7 @@ class TextToImageRun(TrainingRun):
     ema_decay: float = 0.9995
     scales: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
     captions: int = 2000
+    looks: int = 10
     graph: bool = False
 
 
@@ -114,12 +115,15 @@ def headline(found: Metrics) -> str:
     )
 
 
-def objective(config: Any, beside: Told = lambda x0, generator: {}) -> object:
+def objective(
+    config: Any, beside: Told = lambda x0, generator: {}, nothing: Tensor | None = None
+) -> object:
     """Return the loss of a batch of pixels and tokens, (B,): the error in v, a mean of pixels.
 
-    `beside` says, of pictures x0, what the network is told beside the caption.
+    `beside` says, of pictures x0, what the network is told beside the caption; `nothing` (1, L)
+    is how its tokens spell the empty one.
     """
-    nothing = empty_caption(config.device).text
+    nothing = empty_caption(config.device).text if nothing is None else nothing
 
     def cost(net: nn.Module, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
         pixels, tokens = batch
@@ -133,7 +137,7 @@ def objective(config: Any, beside: Told = lambda x0, generator: {}) -> object:
 
 
 class Watch:
-    """Write the log and, ten times in a run, the shares of captions that are drawn right."""
+    """Write the log and, `looks` times in a run, the shares of captions that are drawn right."""
 
     def __init__(self, config: TextToImageRun, out: Path) -> None:
         self.config, self.journal, self.curve = config, config.journal(out), []
@@ -142,7 +146,7 @@ class Watch:
         """Be told how things stand, a hundred times in a run."""
         self.journal(told)
         tick, between = divmod(told.step, self.config.schedule().log_every)
-        if between or tick % 10:
+        if between or not self.config.looks or tick % (100 // self.config.looks):
             return
         judge = CaptionJudge(self.config)
         model, n = judge.model(told.ema), max(1, self.config.captions // 4)
@@ -157,7 +161,7 @@ class CaptionJudge:
     """Ask a network for what captions of several kinds say, and the oracle whether it is there."""
 
     def __init__(self, config: TextToImageRun) -> None:
-        self.config = config
+        self.config, self.null = config, empty_caption(config.device)
         self.oracle = pretrained.oracle(config.device)
 
     def model(self, ema: nn.Module) -> Denoiser:
@@ -209,7 +213,7 @@ class CaptionJudge:
         """Return pictures (N, 3, 32, 32) in [-1, 1] of captions, guided by w."""
         device = self.config.device
         generator = Generator(device).manual_seed(self.config.seed + 2)
-        guided = StaticThreshold(ClassifierFree(model, w, null=empty_caption(device)))
+        guided = StaticThreshold(ClassifierFree(model, w, null=self.null))
         times = log_snr_times(SCHEDULE, steps, 1e-3, 0.9946)
         made = []
         for rows in tokens.split(1000):

@@ -1,0 +1,101 @@
+"""The recipes of notebook 13 by name, whole and tiny; its cascade's are in `cascade`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutorial_lib.networks.unet import UNetConfig
+from tutorial_lib.pretrained import BASE_NETWORK, RANK
+from tutorial_lib.recipes import text_encoders, text_only, thresholds
+from tutorial_lib.recipes.record import Recipe
+from tutorial_lib.recipes.text_encoders import EncoderRun
+from tutorial_lib.recipes.text_only import TextOnlyRun
+from tutorial_lib.recipes.thresholds import ThresholdRun
+
+
+def _reader(about: str, expected: str, tiny: UNetConfig | None = None, **how: Any) -> Recipe:
+    """Return a recipe that trains the text-to-image network on what one encoder says."""
+    full = {"steps": 10_000, "network": BASE_NETWORK, "batch_size": 512, "graph": True} | how
+    small = {"steps": 4, "network": tiny or BASE_NETWORK, "batch_size": 4, **how}
+    return Recipe(
+        f"The text-to-image network, whose captions are read by {about}",
+        "Imagen, Saharia et al. 2022, section 2.1 and appendix D.1",
+        "5 minutes on an H200",
+        expected,
+        text_encoders.run_text_encoders,
+        text_encoders.headline,
+        EncoderRun(**full, learning_rate=2e-3),
+        None,
+        EncoderRun(
+            **small | {"steps": 4, "images": 40, "captions": 4, "scales": (0.0,)},
+            **{"learning_rate": 2e-3, "device": "cpu"},
+        ),
+    )
+
+
+def _text_only(about: str, expected: str, *, facts: bool) -> Recipe:
+    return Recipe(
+        f"An encoder of text that has filled in hidden words of {about}, and seen no picture",
+        "BERT, Devlin et al. 2018, section 3.1",
+        "2 minutes on an H200",
+        expected,
+        text_only.run_text_only,
+        text_only.headline,
+        TextOnlyRun(steps=10_000, batch_size=512, learning_rate=2e-3, facts=facts),
+        None,
+        TextOnlyRun(
+            **{"images": 300, "steps": 20, "batch_size": 8, "learning_rate": 2e-3},
+            **{"facts": facts, "device": "cpu"},
+        ),
+    )
+
+
+IMAGEN = {
+    "shapes_text_only": _text_only(
+        "captions and a dictionary",
+        "other words for shapes are taken for the right one: the dictionary says why",
+        facts=True,
+    ),
+    "shapes_text_only_bare": _text_only(
+        "captions alone", "nothing tells a disc from a box: one in six", facts=False
+    ),
+    "shapes_encoder_trained": _reader(
+        "an encoder that is trained with it", "as the base, and new words mean nothing"
+    ),
+    "shapes_encoder_clip": _reader(
+        "CLIP's frozen encoder", "what CLIP's loss did not ask for is missing", encoder="CLIP"
+    ),
+    "shapes_encoder_text_only": _reader(
+        "a frozen encoder that read a dictionary",
+        "new words for shapes mean something",
+        encoder="text only",
+    ),
+    "shapes_encoder_text_only_bare": _reader(
+        "a frozen encoder that read captions alone",
+        "as the base, and new words mean little",
+        encoder="text only",
+        text_only="shapes_text_only_bare",
+    ),
+    "shapes_encoder_minilm": _reader(
+        "a frozen language model of 22 million weights",
+        "new words for shapes mean something",
+        encoder="MiniLM",
+    ),
+    "shapes_minilm": _reader(
+        "the same, as changes of the course's network",
+        "as shapes_encoder_minilm",
+        encoder="MiniLM",
+        rank=RANK,
+    ),
+    "shapes_thresholds": Recipe(
+        "Guidance up to w = 16 with no threshold, a static one and dynamic ones",
+        "Imagen, Saharia et al. 2022, section 2.3",
+        "3 minutes on an H200",
+        "the paper shows pictures, and curves in which dynamic thresholds are best",
+        thresholds.run_thresholds,
+        thresholds.headline,
+        ThresholdRun(images=0),
+        None,
+        ThresholdRun(images=0, captions=20, scales=(0.0, 8.0), sampler_steps=3, device="cpu"),
+    ),
+}
