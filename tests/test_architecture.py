@@ -36,6 +36,7 @@ FLOORS = (
         "oracle",
         "pretrained",
         "language_model",
+        "wordings",
         "metrics",
         "interrupts",
         "recorded",
