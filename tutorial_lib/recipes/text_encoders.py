@@ -41,6 +41,7 @@ from tutorial_lib.recipes.text_to_image import (
     SAMPLER_STEPS,
     CaptionJudge,
     TextToImageRun,
+    Told,
     denoiser,
     objective,
 )
@@ -59,13 +60,15 @@ class EncoderRun(TextToImageRun):
 
     One that is `trained` with the network, or a frozen one: "text only" that of the recipe
     `text_only`, "CLIP" that of the package's CLIP, "MiniLM" the first `layers` of the language
-    model. With a `rank` the network is the package's, of which adapters learn; else it begins
+    model, to whose features noise of this standard deviation is added in training (theirs is
+    about 0.4). With a `rank` the network is the package's, of which adapters learn; else it begins
     anew. Each kind of `wordings.OTHER_WORDS` is tested on `captions`.
     """
 
     encoder: str = "trained"
     text_only: str = "shapes_text_only"
     layers: int = 6
+    noise: float = 0.0
     rank: int = 0
     scales: tuple[float, ...] = (0.0, 2.0)
 
@@ -76,7 +79,7 @@ def run_text_encoders(name: str, config: EncoderRun, out: Path) -> Metrics:
     net, judge = fresh_network(config), EncoderJudge(config)
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
-    cost = objective(config, nothing=judge.null.text[:, :LENGTH])
+    cost = objective(config, noise_beside(config), judge.null.text[:, :LENGTH])
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
     about = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
     data = (pixels, judge.spelled(said)[:, :LENGTH])
@@ -90,6 +93,20 @@ def run_text_encoders(name: str, config: EncoderRun, out: Path) -> Metrics:
     found |= {"parameters": {"learn": sum(x.numel() for x in kept.values())}}
     found["parameters"]["frozen"] = sum(p.numel() for p in net.encoder.parameters())
     return write_metrics(out, name, config, found | {"seconds": round(result.seconds, 1)})
+
+
+def noise_beside(config: EncoderRun) -> Told:
+    """Return what draws the noise that is added to features of text, as the condition's hint."""
+    width = pretrained.MINILM_WIDTH
+
+    def beside(x0: Tensor, generator: Generator) -> dict[str, Tensor]:
+        if not config.noise:
+            return {}
+        shape = (len(x0), LENGTH, width)
+        noise = torch.randn(shape, generator=generator, device=x0.device)
+        return {"hint": config.noise * noise}
+
+    return beside
 
 
 def fresh_network(config: EncoderRun) -> Captioned:
