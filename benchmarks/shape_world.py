@@ -24,7 +24,7 @@ VARIANTS |= {
     f"text_{depth}_image_{channels}": replace(
         BASE,
         text=replace(BASE.text, depth=depth),
-        network=replace(BASE.network, channels=channels),
+        network=replace(BASE.network, channels=channels, head_width=min(32, channels)),
         steps=10_000,
         scales=(0.0, 2.0),
         looks=0,

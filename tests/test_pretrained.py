@@ -13,19 +13,21 @@ from tutorial_lib.checkpoints import CheckpointError
 from tutorial_lib.recipes.record import load_weights, origin_of, save_weights
 
 RESULTS = Path(__file__).parents[1] / "results"
-NAMES = [path.stem for path in sorted(pretrained.FOLDER.glob("*.safetensors"))]
+ENDING = ".safetensors.xz"
+NAMES = [path.name.removesuffix(ENDING) for path in sorted(pretrained.FOLDER.glob("*" + ENDING))]
+MODELS = [name for name in NAMES if name.startswith("shapes")]
 MOST, MOST_TOGETHER = 4.5e6, 10e6  # bytes
 
 
 def test_every_file_has_its_checksum_and_is_small():
-    assert sorted(pretrained.checksums()) == [f"{name}.safetensors" for name in NAMES]
-    sizes = [(pretrained.FOLDER / f"{name}.safetensors").stat().st_size for name in NAMES]
+    assert sorted(pretrained.checksums()) == [name + ENDING for name in NAMES]
+    sizes = [(pretrained.FOLDER / (name + ENDING)).stat().st_size for name in NAMES]
     assert max(sizes) <= MOST and sum(sizes) <= MOST_TOGETHER
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODELS)
 def test_weights_are_those_of_their_record(name):
-    about = origin_of(pretrained.FOLDER / f"{name}.safetensors")
+    about = origin_of(pretrained.FOLDER / (name + ENDING))
     record = json.loads((RESULTS / name / "metrics.json").read_text())
     assert about["recipe"] == record["recipe"] == name
     assert about["commit"] == record["commit"] and about["device"] == record["device"]
@@ -37,16 +39,18 @@ def test_every_model_is_there():
     whole = (pretrained.text_to_image, pretrained.prior)
     nets = [load().net for load in (*tuned, *whole, pretrained.super_resolver)]
     nets.append(pretrained.super_resolver(plain=True).net)
+    nets += [pretrained.read_by_minilm(noisy=noisy).net for noisy in (False, True)]
     for net in (pretrained.oracle(), pretrained.clip(), pretrained.clip(noisy=True), *nets):
         assert not net.training and not any(p.requires_grad for p in net.parameters())
 
 
 def test_damaged_and_missing_weights_are_refused(tmp_path):
     safetensors.torch.save_file({"x": torch.ones(3)}, tmp_path / "one.safetensors")
+    ship.pack(tmp_path / "one.safetensors", tmp_path / ("one" + ENDING))
     ship.ship([], folder=tmp_path)
     assert pretrained.weights("one", tmp_path)["x"].tolist() == [1, 1, 1]
-    whole = (tmp_path / "one.safetensors").read_bytes()
-    (tmp_path / "one.safetensors").write_bytes(whole[:-1] + b"\1")
+    whole = (tmp_path / ("one" + ENDING)).read_bytes()
+    (tmp_path / ("one" + ENDING)).write_bytes(whole[:-1] + b"\1")
     with pytest.raises(pretrained.WeightsError, match="damaged: install the package again"):
         pretrained.weights("one", tmp_path)
     with pytest.raises(pretrained.WeightsError, match="no weights at"):
@@ -59,7 +63,7 @@ def test_what_a_recipe_trained_is_shipped(tmp_path):
     folder.mkdir()
     safetensors.torch.save_file({"x": torch.ones(3)}, results / "new" / "weights.safetensors")
     ship.ship(["new"], results, folder)
-    assert list(pretrained.checksums(folder)) == ["new.safetensors"]
+    assert list(pretrained.checksums(folder)) == ["new" + ENDING]
     assert not (results / "new" / "weights.safetensors").exists()
     assert pretrained.weights("new", folder)["x"].tolist() == [1, 1, 1]
 
@@ -75,7 +79,7 @@ def test_packed_weights_are_the_same_until_a_later_run_leaves_its_own(tmp_path):
     plain = saved(tmp_path / "new")
     packed, size = plain.with_name("weights.safetensors.xz"), plain.stat().st_size
     before, about = load_weights(plain)
-    ship.pack(["new"], tmp_path)
+    ship.pack(plain, packed)
     assert [path.name for path in plain.parent.iterdir()] == [packed.name]
     assert packed.stat().st_size < size / 2
     after, told = load_weights(packed)
@@ -90,7 +94,7 @@ def test_packed_weights_are_the_same_until_a_later_run_leaves_its_own(tmp_path):
 def test_damaged_weights_of_a_run_are_refused_by_name(tmp_path, name):
     path = saved(tmp_path / "new").with_name(name)
     if path.suffix == ".xz":
-        ship.pack(["new"], tmp_path)
+        ship.pack(path.with_name("weights.safetensors"), path)
     whole = path.read_bytes()
     for damaged in (b"", whole[:-1], whole[:40], b"text", b"\1" + whole[1:]):
         path.write_bytes(damaged)
@@ -99,9 +103,9 @@ def test_damaged_weights_of_a_run_are_refused_by_name(tmp_path, name):
 
 
 def test_packed_weights_that_lost_a_bit_are_refused(tmp_path):
-    saved(tmp_path / "new")
-    ship.pack(["new"], tmp_path)
-    path = tmp_path / "new" / "weights.safetensors.xz"
+    plain = saved(tmp_path / "new")
+    path = plain.with_name("weights.safetensors.xz")
+    ship.pack(plain, path)
     whole = path.read_bytes()
     for at in range(0, len(whole), 50):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])

@@ -1,12 +1,13 @@
 """The course's own models of the shape world, small enough to come with the package.
 
-Each was trained by the recipe of its name and is kept in bfloat16, in `weights/`, beside the
-checksums that it must have. They are read as float32.
+Each was trained by the recipe of its name and is kept in bfloat16, packed, in `weights/`, beside
+the checksums that it must have. They are read as float32.
 """
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,13 +97,16 @@ def text_to_image(device: str = "cpu") -> NetworkDenoiser:
     return NetworkDenoiser(_ready(net, "shapes_text_to_image", device), SCHEDULE, "v")
 
 
-def read_by_minilm(device: str = "cpu") -> NetworkDenoiser:
+def read_by_minilm(device: str = "cpu", *, noisy: bool = False) -> NetworkDenoiser:
     """Return the denoiser that is told `language_model.told` texts, recipe `shapes_minilm`.
 
-    Imagen (Saharia et al. 2022), section 2.1. Raises WeightsError.
+    A `noisy` one was told them through noise in training: `..._noisy`. Imagen (Saharia et al.
+    2022), section 2.1. Raises WeightsError.
     """
-    net = reader_of(MINILM_WIDTH, from_base(BASE_NETWORK).net)
-    return _tuned(net.net, net, "shapes_minilm", device)
+    net = from_base(BASE_NETWORK).net
+    net = Projected(net, MINILM_WIDTH, BASE_TEXT.width, generator=Generator())
+    name = "shapes_minilm_noisy" if noisy else "shapes_minilm"
+    return _tuned(net, Captioned(net, nn.Identity()), name, device)
 
 
 def inpainting(device: str = "cpu") -> NetworkDenoiser:
@@ -158,17 +162,6 @@ def captioned(network: UNetConfig, text: TextConfig, *, generator: Generator) ->
     return Captioned(net, TextEncoder(text, generator=generator))
 
 
-def reader_of(width: int, net: nn.Module, encoder: nn.Module | None = None) -> Captioned:
-    """Return a network that reads features of some width, with a frozen encoder if one is given.
-
-    As Imagen does it (Saharia et al. 2022, section 2.1), but for one layer, which makes them as
-    wide as the base's.
-    """
-    generator = Generator().manual_seed(1)
-    projected = Projected(net, width, BASE_TEXT.width, generator=generator)
-    return Captioned(projected, encoder or nn.Identity())
-
-
 def from_base(network: UNetConfig, *, rank: int = RANK) -> Captioned:
     """Return the base with another U-Net's ends, to be tuned with few numbers (Hu et al. 2022).
 
@@ -199,13 +192,13 @@ def empty_caption(device: str = "cpu") -> Condition:
 
 def weights(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     """Return a model's weights by name, in float32, checked; raise WeightsError."""
-    path = folder / f"{name}.safetensors"
+    path = folder / f"{name}.safetensors.xz"
     if not path.exists():
         raise WeightsError(f"there are no weights at {path}: install the package again")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != checksums(folder).get(path.name):
         raise WeightsError(f"the weights at {path} are damaged: install the package again")
-    return {key: x.float() for key, x in safetensors.torch.load(data).items()}
+    return {key: x.float() for key, x in safetensors.torch.load(lzma.decompress(data)).items()}
 
 
 def checksums(folder: Path = FOLDER) -> dict[str, str]:

@@ -63,23 +63,20 @@ SENTENCES = (  # of their cosines the language model's authors tell three
     "That is a very happy person",
     "Today is a sunny day",
 )
-_PAIRS = {  # of shapes and colours, none of which is held out
-    "circle": ("red", "blue"),
-    "square": ("green", "orange"),
-    "triangle": ("yellow", "purple"),
-    "cross": ("blue", "white"),
-    "ring": ("red", "green"),
-    "diamond": ("purple", "blue"),
-}
+_OPENING = (  # one of each shape, by another name
+    *("a large red disc", "a large green box", "a large yellow pyramid"),
+    *("a large blue crucifix", "a large green hoop", "a large purple gem"),
+)
+_FORMED = ("red", "green", "yellow", "blue", "red", "purple")  # the colours of shapes in FORMS
 
 
 def course_texts() -> list[str]:
     """Return the texts whose features by the language model come with the package."""
     shapes = [
         f"a large {colour} {word}"
-        for shape, colours in _PAIRS.items()
+        for shape in SHAPES
         for word in (shape, *OTHER_WORDS["shape"][shape])
-        for colour in colours
+        for colour in ("white", "black")  # of which no shape is held out
     ]
     colours = [
         f"{'an' if word[0] in 'aei' else 'a'} {word} {'ring' if colour != 'orange' else 'cross'}"
@@ -87,16 +84,15 @@ def course_texts() -> list[str]:
         for word in words
     ]
     sizes = [f"a {word} blue square" for words in OTHER_WORDS["size"].values() for word in words]
-    things = zip(_PAIRS.items(), ("small", "large") * 3, strict=True)
     forms = [
-        form.format(size=size, colour=colours[0], shape=shape)
-        for (shape, colours), size in things
+        form.format(size=size, colour=colour, shape=shape)
+        for shape, colour, size in zip(SHAPES, _FORMED, ("small", "large") * 3, strict=True)
         for form in FORMS
     ]
     lies = ("west of", "east of", "atop", "higher than", "beneath", "lower than")
     pairs = (("red circle", "blue square"), ("green ring", "yellow cross"))
     related = [f"a {a} {lie} a {b}" for lie in lies for a, b in pairs]
-    return ["", *SENTENCES, *shapes, *colours, *sizes, *forms, *related]
+    return ["", *SENTENCES, *_OPENING, *shapes, *colours, *sizes, *forms, *related]
 
 
 def other_words(kind: str) -> dict[str, str]:

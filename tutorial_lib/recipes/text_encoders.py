@@ -50,6 +50,7 @@ from tutorial_lib.text import Captioned, Projected, TextEncoder
 from tutorial_lib.train import train
 from tutorial_lib.wordings import OTHER_WORDS, WORDS, other_words, reworded, sentences, tokens
 
+TEXT_ONLY = RESULTS / "shapes_text_only" / "weights.safetensors"
 ENCODERS = ("trained", "text only", "CLIP", "MiniLM")
 ROOM = 32  # tokens of a caption in pieces
 
@@ -58,15 +59,14 @@ ROOM = 32  # tokens of a caption in pieces
 class EncoderRun(TextToImageRun):
     """Fix which encoder reads captions for the base's network, and how the two are tested.
 
-    One that is `trained` with the network, or a frozen one: "text only" that of the recipe
-    `text_only`, "CLIP" that of the package's CLIP, "MiniLM" the first `layers` of the language
-    model, to whose features noise of this standard deviation is added in training (theirs is
-    about 0.4). With a `rank` the network is the package's, of which adapters learn; else it begins
-    anew. Each kind of `wordings.OTHER_WORDS` is tested on `captions`.
+    One that is `trained` with the network, or a frozen one: "text only" that of recipe
+    `shapes_text_only`, "CLIP" that of the package's CLIP, "MiniLM" the first `layers` of the
+    language model, to whose features noise of this standard deviation is added in training
+    (theirs is about 0.4). With a `rank` the network is the package's, of which adapters learn;
+    else it begins anew. Each kind of `wordings.OTHER_WORDS` is tested on `captions`.
     """
 
     encoder: str = "trained"
-    text_only: str = "shapes_text_only"
     layers: int = 6
     noise: float = 0.0
     rank: int = 0
@@ -132,9 +132,7 @@ def text_encoder(config: EncoderRun, generator: Generator) -> tuple[nn.Module, i
     if config.encoder == "text only":
         shape = TextOnlyRun(steps=0, batch_size=0, learning_rate=0).text
         encoder = TextEncoder(shape, generator=generator)
-        encoder.load_state_dict(
-            load_weights(RESULTS / config.text_only / "weights.safetensors")[0]
-        )
+        encoder.load_state_dict(load_weights(TEXT_ONLY)[0])
         return encoder, shape.width
     if config.encoder == "CLIP":
         encoder = pretrained.clip().words

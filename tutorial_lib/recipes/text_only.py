@@ -50,19 +50,17 @@ FRAMES = ("a small {}", "a large red {}", "there is a blue {}", "a picture of a 
 class TextOnlyRun(TrainingRun):
     """Fix an encoder that reads both ways, and how long it fills in words of `images` texts.
 
-    A share `masked` of all words is hidden (BERT, Devlin et al. 2018, section 3.1). Of the texts a
-    fifth are a dictionary's, if `facts`.
+    A share `masked` of all words is hidden (BERT, Devlin et al. 2018, section 3.1).
     """
 
     text: TextConfig = field(default=TextConfig(len(WORDS), LENGTH, width=96, causal=False))
     images: int = 200_000
     masked: float = 0.2
-    facts: bool = True
     ema_decay: float = 0.999
 
 
-def texts(n: int, *, seed: int, facts: bool = True) -> list[str]:
-    """Return `n` texts that show no picture: captions in any words, in other forms, and facts."""
+def texts(n: int, *, seed: int) -> list[str]:
+    """Return `n` texts without pictures: captions in any words and forms; a fifth are facts."""
     generator = Generator().manual_seed(seed)
     scenes = draw_scenes(n, generator=generator, held_out=HELD_OUT)
     said = read_tokens(
@@ -76,9 +74,8 @@ def texts(n: int, *, seed: int, facts: bool = True) -> list[str]:
         kept = (text for text, change in zip(said, changed, strict=True) if change)
         others = iter(reworded(kept, kind, generator=generator))
         said = [next(others) if c else t for t, c in zip(said, changed, strict=True)]
-    if facts:
-        known = dictionary()
-        said[-(n // 5) :] = [known[k % len(known)] for k in range(n // 5)]
+    known = dictionary()
+    said[-(n // 5) :] = [known[k % len(known)] for k in range(n // 5)]
     return said
 
 
@@ -98,7 +95,7 @@ def objective(config: TextOnlyRun) -> object:
 
 def run_text_only(name: str, config: TextOnlyRun, out: Path) -> Metrics:
     """Train the encoder, leave its weights, and ask what it makes of other words for shapes."""
-    read = tokens(texts(config.images, seed=config.seed, facts=config.facts)).to(config.device)
+    read = tokens(texts(config.images, seed=config.seed)).to(config.device)
     net = TextEncoder(config.text, generator=Generator().manual_seed(config.seed))
     net = net.to(config.device)
     if config.compiled:
