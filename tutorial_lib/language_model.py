@@ -49,6 +49,7 @@ NAMES = {  # parts of the weights' names and ours, to be replaced in this order
     "output.LayerNorm": "norm2",
 }
 MOST_TOKENS = 256  # of a text: what sentence_bert_config.json beside the weights says
+ROOM = 32  # for tokens of a text that a network is told
 MOST_LETTERS = 100  # of a word that is split, as in BERT's released code
 EPSILON = 1e-12  # of the norms, as there
 
@@ -187,20 +188,31 @@ def minilm() -> tuple[LanguageModel, WordPiece]:
 
 
 def told(texts: Sequence[str]) -> Condition:
-    """Return what a network is told of texts: features (B, L, 384) by the language model, a mask.
+    """Return what a network is told of texts: features (B, ROOM, 384) by MiniLM, and a mask.
 
-    Those of `wordings.course_texts` come with the package; for others it must be installed, else
-    LanguageModelMissing is raised.
+    Those of `wordings.course_texts` come with the package; for others the model must be installed,
+    else LanguageModelMissing is raised. ValueError for a text of more tokens than ROOM.
     """
+    rows = _rows(texts)
+    longest = max(map(len, rows))
+    if longest > ROOM:
+        raise ValueError(f"a text has {longest} tokens, and there is room for {ROOM}")
+    features, mask = rows[0].new_zeros(len(rows), ROOM, rows[0].shape[1]), []
+    for k, row in enumerate(rows):
+        features[k, : len(row)] = row
+        mask.append(torch.arange(ROOM) < len(row))
+    return Condition(text=features, mask=torch.stack(mask))
+
+
+def _rows(texts: Sequence[str]) -> list[Tensor]:
+    """Return the features of each text, (L, 384)."""
     stored = _stored()
-    if not set(texts) <= stored.keys():
-        model, split = minilm()
-        tokens = split(texts)
-        return Condition(text=model(tokens), mask=tokens != FILLING)
-    rows = [stored[text] for text in texts]
-    seen = [torch.ones(len(row), dtype=torch.bool) for row in rows]
-    features, mask = (pad_sequence(part, batch_first=True) for part in (rows, seen))
-    return Condition(text=features, mask=mask)
+    if set(texts) <= stored.keys():
+        return [stored[text] for text in texts]
+    model, split = minilm()
+    tokens = split(texts)
+    rows = zip(model(tokens), (tokens != FILLING).sum(1).tolist(), strict=True)
+    return [features[:n] for features, n in rows]
 
 
 @cache

@@ -20,7 +20,7 @@ from tutorial_lib.captions import (
     read_tokens,
 )
 from tutorial_lib.denoiser import Condition, Denoiser
-from tutorial_lib.language_model import WordPiece, minilm
+from tutorial_lib.language_model import ROOM, WordPiece, minilm
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet
 from tutorial_lib.oracle import read
@@ -52,7 +52,6 @@ from tutorial_lib.wordings import OTHER_WORDS, WORDS, other_words, reworded, sen
 
 TEXT_ONLY = RESULTS / "shapes_text_only" / "weights.safetensors"
 ENCODERS = ("trained", "text only", "CLIP", "MiniLM")
-ROOM = 32  # tokens of a caption in pieces
 
 
 @dataclass(frozen=True, kw_only=True)
