@@ -15,16 +15,19 @@ from truths import copy_blocks, generator
 from tutorial_lib import language_model
 from tutorial_lib.denoiser import Condition
 from tutorial_lib.language_model import (
+    ROOM,
     LanguageModel,
     LanguageModelConfig,
     LanguageModelMissing,
     WordPiece,
     minilm,
     sentence,
+    told,
     words,
 )
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.pretrained import WeightsError
+from tutorial_lib.wordings import course_texts
 
 # WordPiece on a vocabulary of 14
 
@@ -282,3 +285,34 @@ def test_a_file_that_was_changed_is_refused(name, tmp_path, monkeypatch):
     (tmp_path / "model" / name).write_bytes(b"[PAD] is")
     with pytest.raises(WeightsError, match=f"{name} is not the published file"):
         minilm()
+
+
+# What a network is told of texts
+
+
+def test_the_courses_texts_come_with_the_package(monkeypatch):
+    monkeypatch.setattr(language_model, "find_spec", lambda name: None)
+    cond = told(course_texts())
+    assert cond.text.shape == (len(course_texts()), ROOM, 384)
+    assert cond.mask[0].tolist() == [True, True] + [False] * (ROOM - 2)  # [CLS] [SEP]
+    assert (cond.text[~cond.mask] == 0).all()
+    with pytest.raises(LanguageModelMissing, match="pip install"):
+        told(["a large red disc", "a wheel"])
+
+
+def test_they_are_what_the_language_model_makes_of_them(real):
+    model, wordpiece = real
+    tokens = wordpiece(course_texts())
+    cond, right = told(course_texts()), model(tokens)
+    seen = tokens != 0
+    assert torch.equal(cond.mask[:, : tokens.shape[1]], seen)
+    assert (cond.text[:, : tokens.shape[1]] - right).abs()[seen].max() < 2e-3  # half precision
+
+
+def test_other_texts_are_read_by_the_model(real):
+    cond = told(["a wheel", "a large red disc"])
+    assert cond.mask.sum(1).tolist() == [4, 6]
+    stored = told(["a large red disc"])
+    assert (cond.text[1] - stored.text[0]).abs().max() < 2e-3
+    with pytest.raises(ValueError, match="room for 32"):
+        told(["disc " * 40])

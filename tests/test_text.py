@@ -10,7 +10,7 @@ from tutorial_lib.denoiser import Condition, NetworkDenoiser
 from tutorial_lib.guidance import ClassifierFree
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.schedule import CosineVP
-from tutorial_lib.text import Captioned, TextConfig, TextEncoder
+from tutorial_lib.text import Captioned, Projected, TextConfig, TextEncoder
 
 SMALL = TextConfig(vocabulary=11, length=7, width=12, depth=2, heads=3)
 TOKENS = torch.tensor([[1, 5, 6, 2, 0, 0], [1, 6, 5, 2, 0, 0], [1, 3, 4, 8, 9, 2]])
@@ -126,3 +126,26 @@ def test_what_the_null_condition_does_not_replace_is_told_to_both():
     model = NetworkDenoiser(captioned(), CosineVP(), "v")
     x, told = normal(3, 3, 8, 8), Condition(text=TOKENS)
     assert torch.equal(ClassifierFree(model, 3.0)(x, 0.4, told).x0, model(x, 0.4, told).x0)
+
+
+def test_a_network_reads_projected_features_and_noise_on_them():
+    config = UNetConfig(
+        **{"channels": 8, "multipliers": (1,), "depth": 1, "attention": (8,), "side": 8},
+        **{"dropout": 0.0, "text_width": 12},
+    )
+    net = UNet(config, generator=generator(1)).double()
+    torch.nn.init.normal_(net.last[-1].weight, generator=generator(2))
+    for name, x in net.named_parameters():
+        if name.endswith("text.out.weight"):
+            torch.nn.init.normal_(x, generator=generator(3))
+    ours = Projected(net, 5, 12, generator=generator(4)).double()
+    xt, clock = normal(2, 3, 8, 8, seed=5), torch.tensor([0.1, 0.4], dtype=torch.float64)
+    features, noise = normal(2, 4, 5, seed=6), normal(2, 4, 5, seed=7)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    with torch.no_grad():
+        seen = features @ ours.project.weight.T + ours.project.bias
+        plain = ours(xt, clock, Condition(text=features, mask=mask))
+        assert torch.allclose(plain, net(xt, clock, Condition(text=seen, mask=mask)), atol=1e-12)
+        spoilt = ours(xt, clock, Condition(text=features, mask=mask, hint=noise))
+        again = ours(xt, clock, Condition(text=features + noise, mask=mask))
+    assert torch.allclose(spoilt, again, atol=1e-12) and not torch.allclose(spoilt, plain)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.pretrained import BASE_NETWORK, RANK
 from tutorial_lib.recipes import text_encoders, text_only, thresholds
 from tutorial_lib.recipes.record import Recipe
@@ -13,10 +13,9 @@ from tutorial_lib.recipes.text_only import TextOnlyRun
 from tutorial_lib.recipes.thresholds import ThresholdRun
 
 
-def _reader(about: str, expected: str, tiny: UNetConfig | None = None, **how: Any) -> Recipe:
+def _reader(about: str, expected: str, **how: Any) -> Recipe:
     """Return a recipe that trains the text-to-image network on what one encoder says."""
-    full = {"steps": 10_000, "network": BASE_NETWORK, "batch_size": 512, "graph": True} | how
-    small = {"steps": 4, "network": tiny or BASE_NETWORK, "batch_size": 4, **how}
+    narrow = replace(BASE_NETWORK, channels=8, depth=1, attention=(8,), head_width=None)
     return Recipe(
         f"The text-to-image network, whose captions are read by {about}",
         "Imagen, Saharia et al. 2022, section 2.1 and appendix D.1",
@@ -24,11 +23,16 @@ def _reader(about: str, expected: str, tiny: UNetConfig | None = None, **how: An
         expected,
         text_encoders.run_text_encoders,
         text_encoders.headline,
-        EncoderRun(**full, learning_rate=2e-3),
+        EncoderRun(
+            **{"network": BASE_NETWORK, "steps": 10_000, "batch_size": 512, "graph": True},
+            **how,
+            learning_rate=2e-3,
+        ),
         None,
         EncoderRun(
-            **small | {"steps": 4, "images": 40, "captions": 4, "scales": (0.0,)},
-            **{"learning_rate": 2e-3, "device": "cpu"},
+            **{"network": BASE_NETWORK if "rank" in how else narrow, "steps": 4, "batch_size": 4},
+            **{"images": 40, "captions": 4, "scales": (0.0,), "learning_rate": 2e-3, **how},
+            device="cpu",
         ),
     )
 

@@ -217,11 +217,11 @@ class EncoderJudge(CaptionJudge):
 
     def picture(self, model: Denoiser, path: Path) -> None:
         """Leave a sheet: of every kind of other words a row, at w = 2."""
-        rows = []
+        rows, n = [], min(16, self.config.captions)
         for kind in (*OTHER_WORDS, "form"):
-            said = tokens(self._reworded(kind, 16)[1]).to(self.config.device)
+            said = tokens(self._reworded(kind, n)[1]).to(self.config.device)
             rows.append(self.draw(model, said, 2.0, SAMPLER_STEPS))
-        save_sheet(torch.cat(rows), 16, path)
+        save_sheet(torch.cat(rows), n, path)
 
 
 def only(claims: Claims, kind: str) -> Claims:
