@@ -86,7 +86,8 @@ class TextEncoder(nn.Module):
 class Projected(nn.Module):
     """Let a network read features of another width, through one layer that learns.
 
-    They are those of an encoder that somebody else has trained.
+    They are those of an encoder that has learned elsewhere, from text alone (Imagen, Saharia et
+    al. 2022, section 2.1).
     """
 
     def __init__(self, net: nn.Module, given: int, wanted: int, *, generator: Generator) -> None:
