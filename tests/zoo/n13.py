@@ -25,14 +25,14 @@ def sign_log_of_the_prior(xt, alpha, sigma, p, p_c, w):
 
 
 def sign_half_of_a_half(xt, alpha, sigma, p, p_c, w):
-    """Take a and b of (13.2), which are halves already, and halve again for the tanh."""
+    """Take a and b of (13.3), which are halves already, and halve again for the tanh."""
     a = alpha * xt / sigma**2
     b, b_c = 0.5 * math.log(p / (1 - p)), 0.5 * math.log(p_c / (1 - p_c))
     return (1 + w) * torch.tanh((a + b_c) / 2) - w * torch.tanh((a + b) / 2)
 
 
 def sign_one_half_of_two(xt, alpha, sigma, p, p_c, w):
-    """Take a of (13.2) and the whole of the log odds beside it."""
+    """Take a of (13.3) and the whole of the log odds beside it."""
     a = alpha / sigma**2 * xt
     logit = torch.logit(torch.tensor([p, p_c], dtype=xt.dtype))
     without, with_caption = torch.tanh(a + logit[:, None])
@@ -78,14 +78,14 @@ def sign_log_odds_guided(xt, alpha, sigma, p, p_c, w):
 
 
 def sign_caption_on_top(xt, alpha, sigma, p, p_c, w):
-    """Add the caption's log odds to those without it, as log R of (13.2) is added."""
+    """Add the caption's log odds to those without it, as log R of (13.3) is added."""
     before = math.log(p / (1 - p)) + 2 * alpha * xt / sigma**2
     after = before + math.log(p_c / (1 - p_c))
     return (1 + w) * (after / 2).tanh() - w * (before / 2).tanh()
 
 
 def sign_even_without_caption(xt, alpha, sigma, p, p_c, w):
-    """Copy (13.2), where without a caption the odds are even."""
+    """Copy (13.3), where without a caption the odds are even."""
     R = p_c / (1 - p_c)
     a, b = alpha * xt / sigma**2, 0.5 * math.log(R)
     return (1 + w) * torch.tanh(a + b) - w * torch.tanh(a)
@@ -510,12 +510,12 @@ WRONG = {
         (sign_chance_for_mean, "a sigmoid is the probability of +1: the mean of a"),
         (sign_log_odds_guided, "you guide the log odds, and never leave the box:"),
         (sign_caption_on_top, "expected ≈"),
-        (sign_even_without_caption, "(13.2) is for even odds without a caption: here p"),
+        (sign_even_without_caption, "(13.3) is for even odds without a caption: here p"),
         (sign_scale_of_imagen, "that is Imagen's w, which starts from 1: here w = 0"),
         (sign_as_of_a_gaussian, "expected ≈"),
         (sign_more_probable, "expected ≈"),
         (sign_kept_in_the_box, "clipped to the box: what guidance says may lie"),
-        (sign_scaled_in_place, "expected ≈"),
+        (sign_scaled_in_place, "xt is the caller's"),
     ],
     "13.2": [
         (threshold_step_of_ddim, "x_0 has moved, and the noise has not: yours belongs"),

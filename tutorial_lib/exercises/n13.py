@@ -72,7 +72,7 @@ SIGN = Exercise(
         ),
         Mistake(
             "p for a half",
-            "(13.2) is for even odds without a caption: here p has log odds of its own.",
+            "(13.3) is for even odds without a caption: here p has log odds of its own.",
             lambda xt, alpha, sigma, p, p_c, w: _guided_sign(xt, alpha, sigma, 0.5, p_c, w),
         ),
         Mistake(
@@ -131,6 +131,7 @@ SIGN = Exercise(
             partial(_guided_sign, guide=lambda *given: _guided(*given).clamp(-1, 1)),
         ),
     ),
+    keeps="xt is the caller's: *= and += change it there, too.",
 )
 
 
@@ -461,6 +462,7 @@ NOISE = Exercise(
             lambda lam, d2, c: _best_noise(lam, d2**2, c),
         ),
     ),
+    keeps="lam, d2 and candidates are the caller's: write into copies.",
 )
 
 
