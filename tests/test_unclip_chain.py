@@ -739,7 +739,7 @@ def test_a_clip_that_is_not_there_or_is_not_one_stops_the_run_before_it_begins(
     runs = {
         str(tmp_path / "nothing.safetensors"): FileNotFoundError,
         str(damaged): CheckpointError,
-        str(pretrained.FOLDER / "shapes_oracle.safetensors"): RuntimeError,
+        str(pretrained.FOLDER / "shapes_oracle.safetensors.xz"): RuntimeError,
         None: Untrained,
     }
     for clip, error in runs.items():
