@@ -241,6 +241,6 @@ def by_word(said: list[str], right: list[bool], words: dict[str, str]) -> dict[s
 
 def headline(found: Metrics) -> str:
     """Say in a few words how well captions are drawn, and those with new names for shapes."""
-    row, words = found["table"][-1], found["wordings"][-1]
+    row, words = max(found["table"], key=lambda row: row["mix"]), found["wordings"][-1]
     rest = f"with other words for shapes {100 * words['shape']:.0f} %"
     return f"{100 * row['mix']:.0f} % of captions drawn right at w = {row['w']:g}, {rest}"
