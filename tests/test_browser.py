@@ -358,7 +358,9 @@ def test_the_notebook_runs_in_jupyterlab_and_its_slider_moves_the_figure(page, l
     page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for(timeout=60_000)
     # The indicator says idle before there is a kernel, and Run All would then ask for one.
     eventually(
-        lambda: [k["execution_state"] for k in answer(f"{url}/api/kernels?{token}")] == ["idle"],
+        lambda: (
+            [k["execution_state"] for k in answer(f"{url}/api/kernels?{token}") or ()] == ["idle"]
+        ),
         "no kernel started",
     )
     page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
