@@ -1,6 +1,9 @@
 """The language model: tokens and features by other hands, its authors' numbers. Takes 6 s."""
 
+import ast
 import hashlib
+import json
+import re
 import sys
 import unicodedata
 from importlib.machinery import ModuleSpec
@@ -27,7 +30,7 @@ from tutorial_lib.language_model import (
 )
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.pretrained import WeightsError
-from tutorial_lib.wordings import course_texts
+from tutorial_lib.wordings import WORDS, course_texts
 
 # WordPiece on a vocabulary of 14
 
@@ -298,6 +301,21 @@ def test_the_courses_texts_come_with_the_package(monkeypatch):
     assert (cond.text[~cond.mask] == 0).all()
     with pytest.raises(LanguageModelMissing, match="pip install"):
         told(["a large red disc", "a wheel"])
+
+
+def test_the_texts_of_the_notebook_are_among_them():
+    notebook = Path(__file__).parents[1] / "notebooks" / "13_imagen.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    spoken = {
+        node.value
+        for source in code
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant)
+        and re.match(r"(an?|the|i) \w+ \w", str(node.value))
+        and set(node.value.replace(",", " ,").split()) <= set(WORDS)
+    }
+    assert {"a large red disc", "the ring is large and red"} <= spoken <= set(course_texts())
 
 
 def test_they_are_what_the_language_model_makes_of_them(real):

@@ -68,6 +68,7 @@ _OPENING = (  # one of each shape, by another name
     *("a large blue crucifix", "a large green hoop", "a large purple gem"),
 )
 _FORMED = ("red", "green", "yellow", "blue", "red", "purple")  # the colours of shapes in FORMS
+_SIZED = ("small", "large", "small", "large", "large", "small")
 
 
 def course_texts() -> list[str]:
@@ -86,7 +87,7 @@ def course_texts() -> list[str]:
     sizes = [f"a {word} blue square" for words in OTHER_WORDS["size"].values() for word in words]
     forms = [
         form.format(size=size, colour=colour, shape=shape)
-        for shape, colour, size in zip(SHAPES, _FORMED, ("small", "large") * 3, strict=True)
+        for shape, colour, size in zip(SHAPES, _FORMED, _SIZED, strict=True)
         for form in FORMS
     ]
     lies = ("west of", "east of", "atop", "higher than", "beneath", "lower than")

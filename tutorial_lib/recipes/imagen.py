@@ -69,7 +69,7 @@ IMAGEN = {
         encoder="MiniLM",
     ),
     "shapes_encoder_minilm_noisy": _reader(
-        "the same, in training through noise",
+        "that language model, whose features had noise on them in training",
         "new words mean more: what is read must survive the noise",
         encoder="MiniLM",
         noise=1.0,
@@ -81,7 +81,7 @@ IMAGEN = {
         rank=RANK,
     ),
     "shapes_minilm_noisy": _reader(
-        "the same, in training through noise",
+        "that language model, whose features had noise on them in training",
         "as shapes_encoder_minilm_noisy",
         encoder="MiniLM",
         noise=1.0,

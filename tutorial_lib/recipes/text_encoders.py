@@ -89,8 +89,9 @@ def run_text_encoders(name: str, config: EncoderRun, out: Path) -> Metrics:
     found = {"data": WORLD, "table": judge.table(model)}
     found |= {"wordings": [judge.wordings(model, w) for w in config.scales]}
     judge.picture(model, out / "samples.jpg")
-    found |= {"parameters": {"learn": sum(x.numel() for x in kept.values())}}
-    found["parameters"]["frozen"] = sum(p.numel() for p in net.encoder.parameters())
+    frozen = sum(x.numel() for x in net.parameters() if not x.requires_grad)
+    learn = sum(x.numel() for x in kept.values())
+    found |= {"parameters": {"learn": learn, "frozen": frozen}}
     return write_metrics(out, name, config, found | {"seconds": round(result.seconds, 1)})
 
 
