@@ -34,7 +34,7 @@ PLUMBING = {
     "subjects": {"render_subject", "shows"},
     "schedule": {"Schedule.alpha", "Schedule.at", "Schedule.sigma", "time_like", "uniform_times"},
     "train": {"train"},
-    "wordings": {"course_texts", "tokens"},
+    "wordings": {"tokens"},
 }
 
 PRODUCTS = ast.Mult | ast.Div | ast.Pow | ast.MatMult
