@@ -67,7 +67,7 @@ def test_alpha_is_divided_by_the_rank():
 
 def network():
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Sequential(nn.Linear(16, 5), nn.ReLU())
+        nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Sequential(nn.Linear(16, 5), nn.Tanh())
     )
     return net.double()
 
