@@ -155,11 +155,15 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, L), of which those that are FILLING are not seen, to (B, L, width)."""
-        places, seen = self.places.weight[: tokens.shape[1]], tokens != FILLING
-        x = self.norm(self.words(tokens) + places + self.kinds.weight[0])
+        x, seen = self.embed(tokens), tokens != FILLING
         for block in self.blocks:
             x = block(x, seen)
         return x
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, L) to what the first layer reads: each alone, with its place."""
+        places = self.places.weight[: tokens.shape[1]]
+        return self.norm(self.words(tokens) + places + self.kinds.weight[0])
 
 
 def sentence(model: LanguageModel, tokens: Tensor) -> Tensor:

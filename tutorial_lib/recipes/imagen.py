@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from tutorial_lib.pretrained import BASE_NETWORK, RANK
-from tutorial_lib.recipes import text_encoders, text_only, thresholds
+from tutorial_lib.recipes import growing, text_encoders, text_only, thresholds
+from tutorial_lib.recipes.growing import GrowingRun
 from tutorial_lib.recipes.record import Recipe
 from tutorial_lib.recipes.text_encoders import EncoderRun
 from tutorial_lib.recipes.text_only import TextOnlyRun
@@ -37,7 +38,40 @@ def _reader(about: str, expected: str, **how: Any) -> Recipe:
     )
 
 
+def _growing(about: str, expected: str, **how: Any) -> Recipe:
+    """Return a recipe that grows a frozen reader and the painter that it tells."""
+    tiny = {
+        "images": 20,
+        "layers": (0, 1),
+        "seeds": (0,),
+        "steps": 4,
+        "batch_size": 8,
+        "sampler_steps": 2,
+    }
+    return Recipe(
+        f"Painters of three widths, of four points, told by a growing language model {about}",
+        "Imagen, Saharia et al. 2022, section 4.4",
+        "25 minutes on two CPU cores",
+        expected,
+        growing.run_growing,
+        growing.headline,
+        GrowingRun(**how, learning_rate=4e-3, device="cpu"),
+        None,
+        GrowingRun(**how | tiny, learning_rate=4e-3, device="cpu"),
+    )
+
+
 IMAGEN = {
+    "growing_pooled": _growing(
+        "its features' mean",
+        "the paper: a larger reader helps more than a larger painter",
+        **{"steps": 4000, "batch_size": 512, "widths": (32, 64, 128)},
+    ),
+    "growing_attended": _growing(
+        "its features of every word",
+        "the paper, as above",
+        **{"steps": 2000, "batch_size": 256, "widths": (8, 16, 32), "attends": True},
+    ),
     "shapes_text_only": Recipe(
         "An encoder that filled in words of captions and a dictionary, and has seen no picture",
         "BERT, Devlin et al. 2018, section 3.1",

@@ -1,0 +1,279 @@
+"""Grow a frozen reader of texts, grow the painter that it tells: notebook 13, on a CPU."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tutorial_lib.denoiser import Condition, Denoiser, NetworkDenoiser
+from tutorial_lib.dpm_solver import dpm_solver_pp_2m
+from tutorial_lib.language_model import FILLING, LanguageModel, minilm
+from tutorial_lib.losses import v_error
+from tutorial_lib.networks.attention import Attention
+from tutorial_lib.networks.embeddings import log_snr_features
+from tutorial_lib.networks.mlp import PointMLP, initialise
+from tutorial_lib.pretrained import SCHEDULE
+from tutorial_lib.recipes.record import Metrics, TrainingRun, write_metrics
+from tutorial_lib.samplers import final
+from tutorial_lib.schedule import log_snr_times
+from tutorial_lib.shape_world import COLOURS, SHAPES
+from tutorial_lib.train import train
+
+WORDS_ALONE = -1  # of the language model's layers: not even the words' places are told
+WAYS = (  # to say which colour and shape are left, a and s, and which right, b and t
+    "{a} {s} left of {b} {t}",
+    "{b} {t} right of {a} {s}",
+    "{a} {s} , and to its right {b} {t}",
+    "a {s} left of a {t} ; the former is {A} , the latter is {B}",
+    "a {s} left of a {t} ; the {t} is {B} , the {s} is {A}",
+    "{b} {s} left of {a} {t} , but with their colours exchanged",
+    "not {b} {t} left of {a} {s} , but the other way round",
+    "of {a} one and {b} one , a {s} and a {t} , the first is the left one",
+)
+SPREAD = 0.1  # of a picture's numbers around what they stand for
+HARMONICS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowingRun(TrainingRun):
+    """Fix which readers tell painters of which widths, and how each pair is trained and tested.
+
+    Texts speak of `images` scenes. A reader is the first of the language model's `layers`, frozen. A painter that `attends` looks
+    at every word's features; else it is told their mean. A share `unseen` of all scenes is kept
+    from training, and texts about them are the test.
+    """
+
+    images: int = 1680  # all that there are
+    layers: tuple[int, ...] = (WORDS_ALONE, 0, 1, 2, 3, 6)
+    widths: tuple[int, ...] = (32, 64, 128)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    attends: bool = False
+    unseen: float = 0.2
+    sampler_steps: int = 20
+    ema_decay: float = 0.995
+
+    @property
+    def images_seen(self) -> int:
+        """Return how many examples all trainings look at together."""
+        return super().images_seen * len(self.layers) * len(self.widths) * len(self.seeds)
+
+
+def scenes() -> Tensor:
+    """Return all scenes of two objects that share no attribute, (1680, 4) of integers.
+
+    The colour and the shape of the left one, then of the right one.
+    """
+    colours, shapes = permutations(range(len(COLOURS)), 2), permutations(range(len(SHAPES)), 2)
+    shapes = list(shapes)
+    return torch.tensor([(a, s, b, t) for a, b in colours for s, t in shapes])
+
+
+def texts(rows: Tensor) -> list[str]:
+    """Return of each scene (N, 4) what is said in each of the `WAYS`, scene by scene."""
+    colours, said = list(COLOURS), []
+    for left, s, right, t in rows.tolist():
+        words = {"A": colours[left], "B": colours[right], "s": SHAPES[s], "t": SHAPES[t]}
+        for key in "AB":
+            article = "an" if words[key][0] in "aeiou" else "a"
+            words[key.lower()] = f"{article} {words[key]}"
+        said += [way.format(**words) for way in WAYS]
+    return said
+
+
+def most_right(told: Sequence[object]) -> float:
+    """Return the largest chance to name a text's scene after what one was `told` of it.
+
+    Each text is as likely as any other, and no two that are told alike mean the same. Whoever is
+    told the same must answer the same, or toss, and is right about one of them at most.
+    """
+    return len(Counter(told)) / len(told)
+
+
+def pictures(rows: Tensor) -> Tensor:
+    """Return what stands for scenes (N, 4) as 8 numbers: four points on the unit circle."""
+    angles = torch.stack([_angle(rows[:, k], k) for k in range(4)], 1)
+    return torch.stack([angles.cos(), angles.sin()], 2).flatten(1)
+
+
+def read_pictures(x: Tensor) -> Tensor:
+    """Return the scenes (N, 4) that pictures (N, 8) are nearest to."""
+    parts = enumerate(x.split(2, 1))  # points of one norm: the nearest has the largest product
+    return torch.stack([(part @ _points(k).T).argmax(1) for k, part in parts], 1)
+
+
+def _angle(number: Tensor, k: int) -> Tensor:
+    return 2 * math.pi * number / len(SHAPES if k % 2 else COLOURS)
+
+
+def _points(k: int) -> Tensor:
+    angles = _angle(torch.arange(len(SHAPES if k % 2 else COLOURS)), k)
+    return torch.stack([angles.cos(), angles.sin()], 1)
+
+
+@torch.no_grad()
+def features(model: LanguageModel, tokens: Tensor, layers: int) -> Tensor:
+    """Return what the first layers of a language model make of tokens (N, L), (N, L, D)."""
+    rows = []
+    for part in tokens.split(512):
+        x = model.words(part) if layers == WORDS_ALONE else model.embed(part)
+        seen = part != FILLING
+        for block in model.blocks[: max(0, layers)]:
+            x = block(x, seen)
+        rows.append(x.half())
+    return torch.cat(rows)
+
+
+def told(read: Tensor, seen: Tensor, attends: bool) -> tuple[Tensor, Tensor]:
+    """Return what a painter is told, (N, L or 1, D), of mean 0 and mean square 1, and its mask.
+
+    Every word's features, or the mean of all.
+    """
+    read = read * seen[..., None]
+    if not attends:
+        read = read.sum(1, keepdim=True, dtype=torch.float32) / seen.sum(1)[:, None, None]
+        seen = seen[:, :1]
+    words = read[seen].float()
+    mean, size = words.mean(0), words.std(0).square().mean().sqrt()
+    return ((read - mean) / size).to(read.dtype) * seen[..., None], seen
+
+
+class PoolingPainter(nn.Module):
+    """Map 8 noisy numbers, told one vector of a text, by the course's standard network."""
+
+    def __init__(self, told: int, width: int, *, generator: Generator) -> None:
+        super().__init__()
+        self.net = PointMLP(8 + told, width, outputs=8, generator=generator)
+
+    def forward(self, xt: Tensor, clock: Tensor, cond: Condition) -> Tensor:
+        """Map xt (B, 8), clock (B,) and cond.text (B, 1, D) to (B, 8)."""
+        return self.net(torch.cat([xt, cond.text[:, 0].to(xt.dtype)], 1), clock)
+
+
+class AttendingPainter(nn.Module):
+    """Map 8 noisy numbers as four places that look at one another and at a text's words.
+
+    As a U-Net's attention does (Rombach et al. 2022, section 3.3), without convolutions.
+    """
+
+    def __init__(self, told: int, width: int, depth: int = 2, *, generator: Generator) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.enter, self.clock = nn.Linear(2, width), nn.Linear(1 + 2 * HARMONICS, width)
+            self.place, self.words = nn.Embedding(4, width), nn.Linear(told, width)
+            self.blocks = nn.ModuleList(AttendingBlock(width) for _ in range(depth))
+            self.leave = nn.Linear(width, 2)
+        initialise(self, generator)
+
+    def forward(self, xt: Tensor, clock: Tensor, cond: Condition) -> Tensor:
+        """Map xt (B, 8), clock (B,), cond.text (B, L, D) and cond.mask (B, L) to (B, 8)."""
+        clock = clock.to(xt.dtype).expand(len(xt))
+        h = self.enter(xt.unflatten(1, (4, 2))) + self.place.weight
+        h = h + self.clock(log_snr_features(clock, HARMONICS))[:, None]
+        words = self.words(cond.text.to(xt.dtype))
+        for block in self.blocks:
+            h = block(h, words, cond.mask)
+        return self.leave(h).flatten(1)
+
+
+class AttendingBlock(nn.Module):
+    """Let places look at one another, then at the words, then think alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        heads = max(1, width // 16)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.itself, self.text = Attention(width, heads), Attention(width, heads)
+        self.alone = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, h: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """Map (B, 4, width), with words (B, L, width), to (B, 4, width)."""
+        first, second, third = self.norms
+        h = h + self.itself(first(h))
+        h = h + self.text(second(h), words, mask)
+        return h + self.alone(third(h))
+
+
+def painter(config: GrowingRun, wide: int, width: int, seed: int) -> nn.Module:
+    """Return a painter that is told features `wide` wide, as it is before training."""
+    kind = AttendingPainter if config.attends else PoolingPainter
+    return kind(wide, width, generator=Generator().manual_seed(seed))
+
+
+def denoiser(net: nn.Module) -> NetworkDenoiser:
+    """Return a painter as a denoiser of the continuous cosine schedule, which predicts v."""
+    return NetworkDenoiser(net, SCHEDULE, "v")
+
+
+def cost(net: nn.Module, batch: tuple[Tensor, ...], generator: Generator) -> Tensor:
+    """Return the loss of a batch of pictures, features and masks, (B,): v's error, a mean."""
+    x0, text, mask = batch
+    x0 = x0 + SPREAD * torch.randn(x0.shape, generator=generator)
+    t = torch.rand(len(x0), generator=generator, dtype=torch.float64)
+    cond = Condition(text=text, mask=mask)
+    return v_error(denoiser(net), x0, t, cond, generator=generator) / x0.shape[1]
+
+
+@torch.no_grad()
+def draw(model: Denoiser, text: Tensor, mask: Tensor, config: GrowingRun, seed: int) -> Tensor:
+    """Return the scenes (N, 4) of what a painter draws after texts' features (N, L, D)."""
+    x = torch.randn(len(text), 8, generator=Generator().manual_seed(seed))
+    times = log_snr_times(SCHEDULE, config.sampler_steps, 1e-3, 0.9946)
+    cond = Condition(text=text, mask=mask)
+    return read_pictures(final(dpm_solver_pp_2m(model, x, times, cond)))
+
+
+def run_growing(name: str, config: GrowingRun, out: Path) -> Metrics:
+    """Train a painter of every width after every reader, and leave the record."""
+    began, (model, split) = time.perf_counter(), minilm()
+    order = torch.randperm(len(scenes()), generator=Generator().manual_seed(config.seed))
+    meant = scenes()[order[: config.images]]
+    said, meant = texts(meant), meant.repeat_interleave(len(WAYS), 0)
+    hidden = torch.arange(len(said)) < round(config.unseen * len(said) / len(WAYS)) * len(WAYS)
+    tokens, x0, table = split(said), pictures(meant), []
+    for layers in config.layers:
+        text, mask = told(features(model, tokens, layers), tokens != FILLING, config.attends)
+        data, test = ([x[rows] for x in (x0, text, mask)] for rows in (~hidden, hidden))
+        for width in config.widths:
+            for seed in config.seeds:
+                net = painter(config, text.shape[2], width, seed)
+                schedule = config.schedule(ema_decay=config.ema_decay, seed=seed)
+                result = train(net, tuple(data), cost, schedule)
+                drawn = draw(denoiser(result.ema), *test[1:], config, seed)
+                right = (drawn == meant[hidden]).all(1).double()
+                row = {"layers": layers, "width": width, "seed": seed}
+                row |= {"right": _share(right), "painter": _size(net)}
+                ways = [_share(right[k :: len(WAYS)]) for k in range(len(WAYS))]
+                table.append(row | {"ways": ways})
+    found = {"texts": len(said), "unseen": int(hidden.sum()), "table": table}
+    found |= {"reader": {str(k): _size(model.blocks[: max(0, k)]) for k in config.layers}}
+    found |= {"seconds": round(time.perf_counter() - began, 1)}
+    return write_metrics(out, name, config, found)
+
+
+def _share(right: Tensor) -> float:
+    return round(float(right.mean()), 4)
+
+
+def _size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def headline(found: Metrics) -> str:
+    """Say in a few words how much more is right after the first and after the deepest reader."""
+    table = found["table"]
+    most = max(row["width"] for row in table)
+    shares = []
+    for layers in (0, max(row["layers"] for row in table)):
+        rows = [r["right"] for r in table if r["width"] == most and r["layers"] == layers]
+        shares.append(f"{100 * sum(rows) / len(rows):.0f} % after a reader of {layers} layers")
+    return f"told right by a painter {most} wide: {', '.join(shares)}"
