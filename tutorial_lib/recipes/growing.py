@@ -46,9 +46,9 @@ HARMONICS = 6
 class GrowingRun(TrainingRun):
     """Fix which readers tell painters of which widths, and how each pair is trained and tested.
 
-    Texts speak of `images` scenes. A reader is the first of the language model's `layers`, frozen. A painter that `attends` looks
-    at every word's features; else it is told their mean. A share `unseen` of all scenes is kept
-    from training, and texts about them are the test.
+    Texts speak of `images` scenes; those about a share `unseen` of them are kept from training and
+    are the test. A reader is so many of the language model's `layers`, frozen. A painter that
+    `attends` looks at every word's features; else it is told their mean.
     """
 
     images: int = 1680  # all that there are
