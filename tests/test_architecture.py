@@ -49,7 +49,7 @@ FLOORS = (
     ("plotting", "exercises", "checks", "widgets"),
 )
 SYSTEMS, NOTEBOOKS_ONLY = 3, 5  # from floor 3 up networks are in sight; floor 5 may draw
-NETWORKS = {"networks", "autoencoder", "text", "clip", "lora", "controlnet"}
+NETWORKS = {"networks", "autoencoder", "first_stage", "text", "clip", "lora", "controlnet"}
 NETWORKS_SEE = NETWORKS | {"gaussian"}  # one another and Gaussians, but no schedule
 # The adaptive solver is scipy's: the course explains Runge and Kutta, and keeps no copy of them.
 BESIDE_TORCH = {"solvers": {"numpy", "scipy"}}
