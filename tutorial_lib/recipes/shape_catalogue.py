@@ -10,6 +10,7 @@ from tutorial_lib.recipes import inpainting, shape_clip, shapes, text_guidance, 
 from tutorial_lib.recipes.cascade import CASCADE
 from tutorial_lib.recipes.imagen import IMAGEN
 from tutorial_lib.recipes.inpainting import InpaintingRun
+from tutorial_lib.recipes.latent_catalogue import LATENTS
 from tutorial_lib.recipes.record import Recipe
 from tutorial_lib.recipes.shape_clip import CLIPRun
 from tutorial_lib.recipes.shapes import OracleRun
@@ -122,4 +123,5 @@ SHAPES = {
     **UNCLIP,
     **CASCADE,
     **IMAGEN,
+    **LATENTS,
 }

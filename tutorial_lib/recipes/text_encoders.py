@@ -42,7 +42,6 @@ from tutorial_lib.recipes.text_to_image import (
     CaptionJudge,
     TextToImageRun,
     Told,
-    denoiser,
     objective,
 )
 from tutorial_lib.shape_world import HELD_OUT, draw_scenes
@@ -174,11 +173,9 @@ class EncoderJudge(CaptionJudge):
         order = (slots == PAD).to(torch.int8).argsort(dim=1, stable=True)[:, :ROOM]
         return slots.gather(1, order)
 
-    def model(self, ema: nn.Module) -> Denoiser:
-        """Return a denoiser of a run's averaged weights, not compiled: batches vary in size."""
-        net = fresh_network(self.config).eval().requires_grad_(False)
-        net.load_state_dict(ema.state_dict())
-        return denoiser(net)
+    def network(self) -> nn.Module:
+        """Return the run's network as it is before training."""
+        return fresh_network(self.config)
 
     def draw(self, model: Denoiser, tokens: Tensor, w: float, steps: int) -> Tensor:
         """Return pictures (N, 3, 32, 32) in [-1, 1] of captions in our own tokens."""

@@ -86,7 +86,8 @@ def run_text_to_image(name: str, config: TextToImageRun, out: Path) -> Metrics:
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
-    watch, judge, found = Watch(config, out), CaptionJudge(config), {"data": WORLD}
+    judge, found = CaptionJudge(config), {"data": WORLD}
+    watch = Watch(config, out, judge)
     if config.steps_before:
         never = objective(replace(config, unlabelled=0.0))
         begun = train(net, data, never, replace(schedule, steps=config.steps_before))
@@ -126,8 +127,9 @@ def objective(
     nothing = empty_caption(config.device).text if nothing is None else nothing
 
     def cost(net: nn.Module, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
-        pixels, tokens = batch
-        x0 = to_floats(pixels).contiguous(memory_format=torch.channels_last)
+        x0, tokens = batch  # pixels, or latents as they are
+        x0 = to_floats(x0) if x0.dtype == torch.uint8 else x0.float()
+        x0 = x0.contiguous(memory_format=torch.channels_last)
         t, u = torch.rand(2, len(x0), generator=generator, device=x0.device)
         tokens = torch.where((u < config.unlabelled)[:, None], nothing, tokens)
         t, cond = t.double() ** config.time_power, Condition(text=tokens, **beside(x0, generator))
@@ -139,8 +141,9 @@ def objective(
 class Watch:
     """Write the log and, `looks` times in a run, the shares of captions that are drawn right."""
 
-    def __init__(self, config: TextToImageRun, out: Path) -> None:
-        self.config, self.journal, self.curve = config, config.journal(out), []
+    def __init__(self, config: TextToImageRun, out: Path, judge: CaptionJudge) -> None:
+        self.config, self.judge = config, judge
+        self.journal, self.curve = config.journal(out), []
 
     def __call__(self, told: Progress) -> None:
         """Be told how things stand, a hundred times in a run."""
@@ -148,10 +151,9 @@ class Watch:
         tick, between = divmod(told.step, self.config.schedule().log_every)
         if between or not self.config.looks or tick % (100 // self.config.looks):
             return
-        judge = CaptionJudge(self.config)
-        model, n = judge.model(told.ema), max(1, self.config.captions // 4)
+        model, n = self.judge.model(told.ema), max(1, self.config.captions // 4)
         for w in (0.0, 2.0):
-            shares = judge.shares(model, w, n)
+            shares = self.judge.shares(model, w, n)
             self.curve.append(
                 {"step": told.step, "seconds": round(told.seconds), "w": w, **shares}
             )
@@ -166,9 +168,13 @@ class CaptionJudge:
 
     def model(self, ema: nn.Module) -> Denoiser:
         """Return a denoiser of a run's averaged weights, not compiled: batches vary in size."""
-        net = fresh_network(self.config).eval().requires_grad_(False)
+        net = self.network().eval().requires_grad_(False)
         net.load_state_dict(ema.state_dict())
         return denoiser(net)
+
+    def network(self) -> nn.Module:
+        """Return the run's network as it is before training."""
+        return fresh_network(self.config)
 
     def table(self, model: Denoiser) -> list[Metrics]:
         """Return the shares of captions drawn right at each of the run's scales."""
