@@ -54,6 +54,10 @@ def test_words_without_order_leave_one_scene_in_four_and_texts_leave_none_open()
     said = growing.texts(growing.scenes())
     assert growing.most_right([tuple(sorted(text.split())) for text in said]) == 0.25
     assert growing.most_right(said) == 1
+    meant, alike = growing.scenes().repeat_interleave(len(WAYS), 0).tolist(), {}
+    for text, scene in zip(said, meant, strict=True):
+        alike.setdefault(tuple(sorted(text.split())), []).append(tuple(scene))
+    assert all(len(set(scenes)) == len(scenes) == 4 for scenes in alike.values())
     assert growing.most_right(["all the same"] * 5) == 0.2
     # who hears which colour came first, but no more, has two ways left of the six
     colours = [tuple(w for w in text.split() if w in COLOURS) for text in said]

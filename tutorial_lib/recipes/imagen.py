@@ -49,7 +49,7 @@ def _growing(about: str, expected: str, **how: Any) -> Recipe:
         "sampler_steps": 2,
     }
     return Recipe(
-        f"Painters of three widths, of four points, told by a growing language model {about}",
+        f"Painters that grow, told by a language model that grows {about}",
         "Imagen, Saharia et al. 2022, section 4.4",
         "25 minutes on two CPU cores",
         expected,
@@ -63,12 +63,12 @@ def _growing(about: str, expected: str, **how: Any) -> Recipe:
 
 IMAGEN = {
     "growing_pooled": _growing(
-        "its features' mean",
+        "the mean of its features",
         "the paper: a larger reader helps more than a larger painter",
         **{"steps": 4000, "batch_size": 512, "widths": (32, 64, 128)},
     ),
     "growing_attended": _growing(
-        "its features of every word",
+        "its features, word by word",
         "the paper, as above",
         **{"steps": 2000, "batch_size": 256, "widths": (8, 16, 32), "attends": True},
     ),
