@@ -85,7 +85,8 @@ def run_first_stage(name: str, config: FirstStageRun, out: Path) -> Metrics:
                 stage.law(first).mean, generator=Generator().manual_seed(config.seed)
             )
     if config.compiled:
-        stage.compile(dynamic=False)
+        stage.encoder.compile(dynamic=False)
+        stage.decoder.compile(dynamic=False)
     about = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
     watch = config.journal(out)
