@@ -220,5 +220,5 @@ def test_its_headline_compares_readers_at_the_widest_painter():
             (6, 8, 1.0),
         )
     ]
-    shares = "25 % after a reader of 0 layers, 100 % after a reader of 6 layers"
-    assert growing.headline({"table": table}) == f"told right by a painter 8 wide: {shares}"
+    shares = "25 % after 0 layers, 100 % after 6 layers"
+    assert growing.headline({"table": table}) == f"drawn right by a painter 8 wide: {shares}"

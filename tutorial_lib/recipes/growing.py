@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from tutorial_lib.denoiser import Condition, Denoiser, NetworkDenoiser
 from tutorial_lib.dpm_solver import dpm_solver_pp_2m
@@ -40,6 +41,7 @@ WAYS = (  # to say which colour and shape are left, a and s, and which right, b 
 )
 SPREAD = 0.1  # of a picture's numbers around what they stand for
 HARMONICS = 6
+RIDGE = 1e-3  # of a linear probe, beside sums over texts of numbers of size 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,21 @@ def texts(rows: Tensor) -> list[str]:
             words[key.lower()] = f"{article} {words[key]}"
         said += [way.format(**words) for way in WAYS]
     return said
+
+
+def parted(config: GrowingRun) -> tuple[Tensor, Tensor]:
+    """Return the scenes (N, 4) that a run's texts speak of, and which of them are its test, (N,).
+
+    Scenes of the same colours and shapes, which are four, stay together: whoever hears no more
+    than the words has not been taught which of them is asked for.
+    """
+    rows = scenes()
+    pairs = torch.cat([rows[:, 0::2].sort(1).values, rows[:, 1::2].sort(1).values], 1)
+    group = pairs.unique(dim=0, return_inverse=True)[1]  # (1680,), of 420
+    order = torch.randperm(420, generator=Generator().manual_seed(config.seed))
+    place = order[group]
+    kept = place < config.images // 4
+    return rows[kept], place[kept] < round(config.unseen * config.images / 4)
 
 
 def most_right(told: Sequence[object]) -> float:
@@ -138,7 +155,8 @@ def told(read: Tensor, seen: Tensor, attends: bool) -> tuple[Tensor, Tensor]:
     """
     read = read * seen[..., None]
     if not attends:
-        read = read.sum(1, keepdim=True, dtype=torch.float32) / seen.sum(1)[:, None, None]
+        total = read.sum(1, keepdim=True, dtype=torch.float64)  # exact: any order sums alike
+        read = (total / seen.sum(1)[:, None, None]).float()
         seen = seen[:, :1]
     words = read[seen].float()
     mean, size = words.mean(0), words.std(0).square().mean().sqrt()
@@ -234,30 +252,75 @@ def draw(model: Denoiser, text: Tensor, mask: Tensor, config: GrowingRun, seed: 
 
 def run_growing(name: str, config: GrowingRun, out: Path) -> Metrics:
     """Train a painter of every width after every reader, and leave the record."""
-    began, (model, split) = time.perf_counter(), minilm()
-    order = torch.randperm(len(scenes()), generator=Generator().manual_seed(config.seed))
-    meant = scenes()[order[: config.images]]
-    said, meant = texts(meant), meant.repeat_interleave(len(WAYS), 0)
-    hidden = torch.arange(len(said)) < round(config.unseen * len(said) / len(WAYS)) * len(WAYS)
-    tokens, x0, table = split(said), pictures(meant), []
+    began, trial = time.perf_counter(), Trial(config)
+    table, probes = [], {}
     for layers in config.layers:
-        text, mask = told(features(model, tokens, layers), tokens != FILLING, config.attends)
-        data, test = ([x[rows] for x in (x0, text, mask)] for rows in (~hidden, hidden))
+        text, mask = trial.told(layers)
+        if not config.attends:
+            probes[str(layers)] = probe(text, trial.meant, trial.hidden)
         for width in config.widths:
-            for seed in config.seeds:
-                net = painter(config, text.shape[2], width, seed)
-                schedule = config.schedule(ema_decay=config.ema_decay, seed=seed)
-                result = train(net, tuple(data), cost, schedule)
-                drawn = draw(denoiser(result.ema), *test[1:], config, seed)
-                right = (drawn == meant[hidden]).all(1).double()
-                row = {"layers": layers, "width": width, "seed": seed}
-                row |= {"right": _share(right), "painter": _size(net)}
-                ways = [_share(right[k :: len(WAYS)]) for k in range(len(WAYS))]
-                table.append(row | {"ways": ways})
-    found = {"texts": len(said), "unseen": int(hidden.sum()), "table": table}
-    found |= {"reader": {str(k): _size(model.blocks[: max(0, k)]) for k in config.layers}}
-    found |= {"seconds": round(time.perf_counter() - began, 1)}
+            table += [trial.painted(text, mask, layers, width, seed) for seed in config.seeds]
+    blocks = trial.model.blocks
+    found = {"texts": len(trial.meant), "unseen": int(trial.hidden.sum()), "table": table}
+    found |= {"reader": {str(k): _size(blocks[: max(0, k)]) for k in config.layers}}
+    found |= {"probes": probes, "seconds": round(time.perf_counter() - began, 1)}
     return write_metrics(out, name, config, found)
+
+
+class Trial:
+    """Hold a run's texts, what they mean, (N, 4), and which are the test, `hidden` (N,)."""
+
+    def __init__(self, config: GrowingRun) -> None:
+        self.config, (self.model, split) = config, minilm()
+        rows, hidden = parted(config)
+        self.tokens = split(texts(rows))
+        self.meant, self.hidden = (x.repeat_interleave(len(WAYS), 0) for x in (rows, hidden))
+
+    def told(self, layers: int) -> tuple[Tensor, Tensor]:
+        """Return what painters are told of all texts by a reader of so many layers, and masks."""
+        read = features(self.model, self.tokens, layers)
+        return told(read, self.tokens != FILLING, self.config.attends)
+
+    def painted(
+        self, text: Tensor, mask: Tensor, layers: int, width: int, seed: int
+    ) -> dict[str, float | list[float]]:
+        """Train a painter, and return its share right of new scenes and of as many old ones."""
+        config, taught = self.config, ~self.hidden
+        net = painter(config, text.shape[2], width, seed)
+        data = (pictures(self.meant)[taught], text[taught], mask[taught])
+        schedule = config.schedule(ema_decay=config.ema_decay, seed=seed)
+        model = denoiser(train(net, data, cost, schedule).ema)
+        row = {"layers": layers, "width": width, "seed": seed, "painter": _size(net)}
+        step = max(1, int(taught.sum() // self.hidden.sum()))  # scenes, not texts, are left out
+        old = taught.nonzero()[:, 0].view(-1, len(WAYS))[::step].flatten()
+        for kind, rows in (("right", self.hidden.nonzero()[:, 0]), ("seen", old)):
+            drawn = draw(model, text[rows], mask[rows], config, seed)
+            right = (drawn == self.meant[rows]).all(1).double()
+            row |= {kind: _share(right)}
+            if kind == "right":
+                row["ways"] = [_share(right[k :: len(WAYS)]) for k in range(len(WAYS))]
+        return row
+
+
+def probe(text: Tensor, meant: Tensor, hidden: Tensor) -> float:
+    """Return the share of hidden scenes that linear maps read right from the words' mean.
+
+    One map for each way of saying, by ridge regression on the others' texts (Alain and Bengio
+    2016). `text` is (N, 1, D), `meant` (N, 4).
+    """
+    one_hots = [F.one_hot(meant[:, k], 1 + int(meant[:, k].max())) for k in range(4)]
+    right = []
+    for way in range(len(WAYS)):
+        rows = torch.arange(len(text)) % len(WAYS) == way
+        x = F.pad(text[rows, 0].double(), (0, 1), value=1.0)
+        known, new, want = x[~hidden[rows]], x[hidden[rows]], meant[rows][hidden[rows]]
+        gram = known.T @ known + RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
+        found = []
+        for wanted in one_hots:
+            y = wanted[rows][~hidden[rows]].double()
+            found.append((new @ torch.linalg.solve(gram, known.T @ y)).argmax(1))
+        right.append((torch.stack(found, 1) == want).all(1).double())
+    return _share(torch.cat(right))
 
 
 def _share(right: Tensor) -> float:
@@ -275,5 +338,5 @@ def headline(found: Metrics) -> str:
     shares = []
     for layers in (0, max(row["layers"] for row in table)):
         rows = [r["right"] for r in table if r["width"] == most and r["layers"] == layers]
-        shares.append(f"{100 * sum(rows) / len(rows):.0f} % after a reader of {layers} layers")
-    return f"told right by a painter {most} wide: {', '.join(shares)}"
+        shares.append(f"{100 * sum(rows) / len(rows):.0f} % after {layers} layers")
+    return f"drawn right by a painter {most} wide: {', '.join(shares)}"

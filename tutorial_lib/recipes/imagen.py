@@ -49,7 +49,7 @@ def _growing(about: str, expected: str, **how: Any) -> Recipe:
         "sampler_steps": 2,
     }
     return Recipe(
-        f"Painters that grow, told by a language model that grows {about}",
+        f"A frozen language model and painters, both growing; it tells them {about}",
         "Imagen, Saharia et al. 2022, section 4.4",
         "25 minutes on two CPU cores",
         expected,
@@ -67,8 +67,14 @@ IMAGEN = {
         "the paper: a larger reader helps more than a larger painter",
         **{"steps": 4000, "batch_size": 512, "widths": (32, 64, 128)},
     ),
+    "growing_longer": _growing(
+        "the mean of its features, for ten times as long",
+        "whether what no layer has made loud is found in time",
+        **{"steps": 40_000, "batch_size": 512, "widths": (64, 128), "layers": (0, 1)},
+        seeds=(0,),
+    ),
     "growing_attended": _growing(
-        "its features, word by word",
+        "its features of every word",
         "the paper, as above",
         **{"steps": 2000, "batch_size": 256, "widths": (8, 16, 32), "attends": True},
     ),
