@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -23,22 +20,19 @@ from tutorial_lib.networks.embeddings import log_snr_features
 from tutorial_lib.networks.mlp import PointMLP, initialise
 from tutorial_lib.pretrained import SCHEDULE
 from tutorial_lib.recipes.record import Metrics, TrainingRun, write_metrics
+from tutorial_lib.recipes.two_objects import (
+    WAYS,
+    of_words,
+    pictures,
+    read_pictures,
+    scenes,
+    texts,
+)
 from tutorial_lib.samplers import final
 from tutorial_lib.schedule import log_snr_times
-from tutorial_lib.shape_world import COLOURS, SHAPES
 from tutorial_lib.train import train
 
 WORDS_ALONE = -1  # of the language model's layers: not even the words' places are told
-WAYS = (  # to say which colour and shape are left, a and s, and which right, b and t
-    "{a} {s} left of {b} {t}",
-    "{b} {t} right of {a} {s}",
-    "{a} {s} , and to its right {b} {t}",
-    "a {s} left of a {t} ; the former is {A} , the latter is {B}",
-    "a {s} left of a {t} ; the {t} is {B} , the {s} is {A}",
-    "{b} {s} left of {a} {t} , but with their colours exchanged",
-    "not {b} {t} left of {a} {s} , but the other way round",
-    "of {a} one and {b} one , a {s} and a {t} , the first is the left one",
-)
 SPREAD = 0.1  # of a picture's numbers around what they stand for
 HARMONICS = 6
 RIDGE = 1e-3  # of a linear probe, beside sums over texts of numbers of size 1
@@ -68,28 +62,6 @@ class GrowingRun(TrainingRun):
         return super().images_seen * len(self.layers) * len(self.widths) * len(self.seeds)
 
 
-def scenes() -> Tensor:
-    """Return all scenes of two objects that share no attribute, (1680, 4) of integers.
-
-    The colour and the shape of the left one, then of the right one.
-    """
-    colours, shapes = permutations(range(len(COLOURS)), 2), permutations(range(len(SHAPES)), 2)
-    shapes = list(shapes)
-    return torch.tensor([(a, s, b, t) for a, b in colours for s, t in shapes])
-
-
-def texts(rows: Tensor) -> list[str]:
-    """Return of each scene (N, 4) what is said in each of the `WAYS`, scene by scene."""
-    colours, said = list(COLOURS), []
-    for left, s, right, t in rows.tolist():
-        words = {"A": colours[left], "B": colours[right], "s": SHAPES[s], "t": SHAPES[t]}
-        for key in "AB":
-            article = "an" if words[key][0] in "aeiou" else "a"
-            words[key.lower()] = f"{article} {words[key]}"
-        said += [way.format(**words) for way in WAYS]
-    return said
-
-
 def parted(config: GrowingRun) -> tuple[Tensor, Tensor]:
     """Return the scenes (N, 4) that a run's texts speak of, and which of them are its test, (N,).
 
@@ -97,42 +69,10 @@ def parted(config: GrowingRun) -> tuple[Tensor, Tensor]:
     than the words has not been taught which of them is asked for.
     """
     rows = scenes()
-    pairs = torch.cat([rows[:, 0::2].sort(1).values, rows[:, 1::2].sort(1).values], 1)
-    group = pairs.unique(dim=0, return_inverse=True)[1]  # (1680,), of 420
     order = torch.randperm(420, generator=Generator().manual_seed(config.seed))
-    place = order[group]
+    place = order[of_words(rows)]
     kept = place < config.images // 4
     return rows[kept], place[kept] < round(config.unseen * config.images / 4)
-
-
-def most_right(told: Sequence[object]) -> float:
-    """Return the largest chance to name a text's scene after what one was `told` of it.
-
-    Each text is as likely as any other, and no two that are told alike mean the same. Whoever is
-    told the same must answer the same, or toss, and is right about one of them at most.
-    """
-    return len(Counter(told)) / len(told)
-
-
-def pictures(rows: Tensor) -> Tensor:
-    """Return what stands for scenes (N, 4) as 8 numbers: four points on the unit circle."""
-    angles = torch.stack([_angle(rows[:, k], k) for k in range(4)], 1)
-    return torch.stack([angles.cos(), angles.sin()], 2).flatten(1)
-
-
-def read_pictures(x: Tensor) -> Tensor:
-    """Return the scenes (N, 4) that pictures (N, 8) are nearest to."""
-    parts = enumerate(x.split(2, 1))  # points of one norm: the nearest has the largest product
-    return torch.stack([(part @ _points(k).T).argmax(1) for k, part in parts], 1)
-
-
-def _angle(number: Tensor, k: int) -> Tensor:
-    return 2 * math.pi * number / len(SHAPES if k % 2 else COLOURS)
-
-
-def _points(k: int) -> Tensor:
-    angles = _angle(torch.arange(len(SHAPES if k % 2 else COLOURS)), k)
-    return torch.stack([angles.cos(), angles.sin()], 1)
 
 
 @torch.no_grad()
@@ -253,17 +193,18 @@ def draw(model: Denoiser, text: Tensor, mask: Tensor, config: GrowingRun, seed: 
 def run_growing(name: str, config: GrowingRun, out: Path) -> Metrics:
     """Train a painter of every width after every reader, and leave the record."""
     began, trial = time.perf_counter(), Trial(config)
-    table, probes = [], {}
+    table, heard = [], {}
     for layers in config.layers:
         text, mask = trial.told(layers)
         if not config.attends:
-            probes[str(layers)] = probe(text, trial.meant, trial.hidden)
+            found = probe(text, trial.meant, trial.hidden)
+            heard[str(layers)] = {"probe": found, "order": order(text, trial.meant)}
         for width in config.widths:
             table += [trial.painted(text, mask, layers, width, seed) for seed in config.seeds]
     blocks = trial.model.blocks
     found = {"texts": len(trial.meant), "unseen": int(trial.hidden.sum()), "table": table}
     found |= {"reader": {str(k): _size(blocks[: max(0, k)]) for k in config.layers}}
-    found |= {"probes": probes, "seconds": round(time.perf_counter() - began, 1)}
+    found |= {"told": heard, "seconds": round(time.perf_counter() - began, 1)}
     return write_metrics(out, name, config, found)
 
 
@@ -321,6 +262,21 @@ def probe(text: Tensor, meant: Tensor, hidden: Tensor) -> float:
             found.append((new @ torch.linalg.solve(gram, known.T @ y)).argmax(1))
         right.append((torch.stack(found, 1) == want).all(1).double())
     return _share(torch.cat(right))
+
+
+def order(text: Tensor, meant: Tensor) -> float:
+    """Return how much of the spread of texts' means (N, 1, D) is due to who is which, (0 to 1).
+
+    The root of a share of the variance: that among texts of the same words, of all.
+    """
+    within, whole = 0.0, 0.0
+    for way in range(len(WAYS)):
+        x, group = text[way :: len(WAYS), 0].double(), of_words(meant[way :: len(WAYS)])
+        means = torch.zeros(int(group.max()) + 1, x.shape[1], dtype=x.dtype)
+        means.index_add_(0, group, x).div_(group.bincount()[:, None])
+        within += float((x - means[group]).square().sum())
+        whole += float((x - x.mean(0)).square().sum())
+    return round(math.sqrt(within / whole), 4)
 
 
 def _share(right: Tensor) -> float:
