@@ -25,6 +25,7 @@ WITHOUT_FORMULAS = {"plotting", "checks", "widgets", "exercises", "recipes"}
 PLUMBING = {
     "captions": {"caption_likelihood", "caption_tokens", "write_tokens"},
     "cifar10": {"cache_folder", "cifar10", "to_pixels"},
+    "controlnet": {"feature_sides"},
     "data": {"std8", "overlap3", "moons", "spirals", "checkerboard"},
     "metrics": {"mode_coverage", "within_mode_variance_ratio"},
     "networks/convolutional": {"downward", "upward"},

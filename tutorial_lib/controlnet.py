@@ -58,7 +58,8 @@ class ControlNet(nn.Module):
 def map_encoder(channels: int, patch: int) -> nn.Sequential:
     """Return the small network that reads a map, strided down to the size that a U-Net works on.
 
-    It is not resized: what lies between the places of the smaller grid would be lost.
+    Zhang et al. 2023, section 3.3. It is not resized: what lies between the places of the smaller
+    grid would be lost.
     """
     layers: list[nn.Module] = []
     strides = [2 if patch >= 2 ** (k + 1) else 1 for k in range(len(WIDTHS))]
@@ -114,7 +115,7 @@ def resolution_weights(config: UNetConfig) -> list[float]:
 def depth_weights(config: UNetConfig, base: float = 0.825) -> list[float]:
     """Return base^(n - i) for the features i = 0..n: the earlier, the less it counts.
 
-    So in the authors' code, where n is 12; elsewhere one reads 7/8 for the base.
+    So in the authors' code (Zhang et al. 2023), where n is 12; elsewhere one reads 7/8 for it.
     """
     last = len(config.skips)
     return [base ** (last - i) for i in range(last + 1)]

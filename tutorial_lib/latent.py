@@ -30,5 +30,8 @@ class LatentSpace:
 
 
 def latent_space(stage: FirstStage, x: Tensor) -> LatentSpace:
-    """Return a first stage's space, scaled by what it makes of some pictures x (B, 3, H, W)."""
+    """Return a first stage's space, scaled by what it makes of some pictures x (B, 3, H, W).
+
+    Rombach et al. 2022, appendix G.
+    """
     return LatentSpace(stage, float(1 / stage.law(x).mean.std()))

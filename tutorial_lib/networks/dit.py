@@ -95,7 +95,10 @@ class DiTBlock(nn.Module):
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return tokens (B, T, D), scaled by one plus `scale` and shifted, both (B, 1, D)."""
+    """Return tokens (B, T, D), scaled by one plus `scale` and shifted, both (B, 1, D).
+
+    Peebles & Xie 2023, section 3.2.
+    """
     return x * (1 + scale) + shift
 
 
@@ -190,7 +193,7 @@ def initialise_dit(net: DiT, generator: Generator) -> None:
 
 
 def multiply_adds(config: DiTConfig) -> int:
-    """Return what one image costs, forward, as the paper counts (its table 4, in billions).
+    """Return what one image costs, forward, as Peebles & Xie 2023 count (table 4, in billions).
 
     A multiply-add is one operation, and so is a number that a norm without weights normalises.
     """
