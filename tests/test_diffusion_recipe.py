@@ -50,7 +50,11 @@ def log_lines(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar10_ddpm", "cifar10_iddpm", "cifar10_course", "cifar10_short_vlb_importance"]
+    "name",
+    [
+        *("cifar10_ddpm", "cifar10_iddpm", "cifar10_course", "cifar10_short_vlb_importance"),
+        "cifar10_short_dit",
+    ],
 )
 def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     (tmp_path / "milestones").mkdir()
@@ -65,7 +69,7 @@ def test_a_tiny_run_leaves_its_record(no_classifier, tmp_path, name):
     assert sum(log[-10:]) < 0.9 * sum(log[:10])
     assert Image.open(tmp_path / "samples.jpg").size == (20 * 32, 32)
     assert Image.open(tmp_path / "progress.jpg").size == (20 * 32, 2 * 32)
-    net = UNet(recipes.RECIPES[name].tiny.network, generator=generator())
+    net = fresh_network(recipes.RECIPES[name].tiny)
     net.load_state_dict(safetensors.torch.load_file(tmp_path / "weights.safetensors"))
     net.load_state_dict(safetensors.torch.load_file(tmp_path / "best.safetensors"))
     held_out = [json.loads(line)["held_out"] for line in log_lines(tmp_path)]

@@ -11,6 +11,7 @@ from tutorial_lib.recipes import (
     analytic_widths,
     classifier,
     diffusion,
+    dit_ladder,
     few_steps,
     image_vae,
     walks,
@@ -18,6 +19,7 @@ from tutorial_lib.recipes import (
 from tutorial_lib.recipes.analytic_widths import AnalyticRun
 from tutorial_lib.recipes.classifier import ClassifierRun
 from tutorial_lib.recipes.diffusion_run import DiffusionRun
+from tutorial_lib.recipes.dit_ladder import SHAPE, LadderRun
 from tutorial_lib.recipes.few_steps import FewStepsRun
 from tutorial_lib.recipes.image_vae import ImageVAERun
 from tutorial_lib.recipes.record import Recipe
@@ -52,6 +54,9 @@ COURSE_NETWORK = UNetConfig(
 TINY_NETWORK = replace(
     COURSE_NETWORK, channels=8, multipliers=(1, 2), depth=1, attention=(), head_width=None
 )
+# As many multiply-adds as the course network, within 3 % (`multiply_adds`).
+COURSE_DIT = replace(SHAPE, width=256, depth=7, heads=4)
+TINY_DIT = replace(SHAPE, width=64, depth=1, heads=2, patch=4)
 TINY_CHAIN = {"n_steps": 10, "sample_steps": 5, "samples": 20, "bound_images": 8}
 TINY_CHAIN |= {"flow_images": 4, "flow_steps": 3, "curve_samples": 10, "curve_images": 4}
 
@@ -229,6 +234,28 @@ RECIPES = {
         "L_vlb alone, with steps drawn by importance", loss="vlb_importance"
     ),
     "cifar10_short_simple": _short("L_simple, no variance head", out_channels=3),
+    "cifar10_short_dit": replace(
+        _short("L_hybrid"),
+        about="A diffusion transformer, trained as long and at the same cost as the short runs",
+        paper="Peebles & Xie 2023",
+        expected="no paper compares the two at this size",
+        full=replace(_short("L_hybrid").full, network=COURSE_DIT),
+        tiny=replace(_short("L_hybrid").tiny, network=TINY_DIT),
+    ),
+    "cifar10_dit_ladder": Recipe(
+        "Diffusion transformers of nine sizes, and of four conditionings by three seeds",
+        "Peebles & Xie 2023, sections 5 and 5.1",
+        "12 minutes on an H200",
+        "the paper, of latents of ImageNet: adaLN-Zero is best, more Gflops are better",
+        dit_ladder.run_ladder,
+        dit_ladder.headline,
+        LadderRun(steps=4000, batch_size=512, learning_rate=1e-3, graph=True),
+        None,
+        LadderRun(
+            **{"sizes": ((16, 1, 1), (32, 1, 2)), "patches": (8,), "compared": (16, 1, 1)},
+            **{"seeds": (0,), "compared_patch": 8, "learning_rate": 1e-3, **TINY, "steps": 3},
+        ),
+    ),
     "cifar10_few_steps": Recipe(
         "The course network, without labels, in 10 to 1000 steps of every width; codes and back",
         "Song, Meng & Ermon 2021, tables 1 and 2",

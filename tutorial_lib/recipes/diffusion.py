@@ -148,12 +148,12 @@ class Watch:
         self.config, self.out, self.journal = config, out, config.journal(out)
         if ranks.leads() and not self.journal.kept:  # those of an earlier run are not this one's
             shutil.rmtree(out / "milestones", ignore_errors=True)
-        self.batch = [x[:HELD_OUT].to(config.device) for x in (unseen.pixels, unseen.labels)]
+        self.batch = tuple(x[:HELD_OUT].to(config.device) for x in (unseen.pixels, unseen.labels))
         self.few = replace(config, samples=40, sample_steps=min(50, config.sample_steps))
 
     def __call__(self, told: Progress) -> None:
         """Be told how things stand, a hundred times in a run."""
-        loss = self._held_out(told.ema)
+        loss = held_out_loss(told.ema, self.config, self.batch)
         if loss < min(self._known(), default=float("inf")):
             save_weights(told.ema, self.out / "best.safetensors")
         self.journal(told, held_out=loss)
@@ -169,8 +169,9 @@ class Watch:
     def _known(self) -> list[float]:
         return [json.loads(line)["held_out"] for line in self.journal.kept]
 
-    @torch.no_grad()
-    def _held_out(self, ema: nn.Module) -> float:
-        cost = objective(self.config, evenly=True)
-        generator = Generator(self.config.device).manual_seed(0)
-        return round(float(cost(ema, tuple(self.batch), generator).mean()), 5)
+
+@torch.no_grad()
+def held_out_loss(net: nn.Module, config: DiffusionRun, batch: tuple[Tensor, Tensor]) -> float:
+    """Return a network's mean loss on pixels and labels, always with the same noise."""
+    cost, generator = objective(config, evenly=True), Generator(config.device).manual_seed(0)
+    return round(float(cost(net, batch, generator).mean()), 5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutorial_lib.denoiser import Condition, NetworkDenoiser, log_snr_clock
+from tutorial_lib.networks.dit import DiT, DiTConfig
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.recipes.record import OnCifar10, TrainingRun, load_weights
@@ -29,7 +30,7 @@ class DiffusionRun(TrainingRun, OnCifar10):
     (`judge.load_inception`).
     """
 
-    network: UNetConfig
+    network: UNetConfig | DiTConfig
     learning_rate: float = 2e-4
     chain: Callable[[int], Schedule] = DiscreteVP.cosine
     clock: Callable[[Schedule, Time], Tensor] = log_snr_clock
@@ -81,10 +82,11 @@ class HalfPrecision(nn.Module):
             return self.net(xt, clock, cond).float()
 
 
-def fresh_network(config: DiffusionRun) -> UNet:
+def fresh_network(config: DiffusionRun) -> UNet | DiT:
     """Return the run's network on its device, as it is before training."""
     drawn = torch.Generator().manual_seed(config.seed)
-    net = accelerate(UNet(config.network, generator=drawn))
+    kind = DiT if isinstance(config.network, DiTConfig) else UNet
+    net = accelerate(kind(config.network, generator=drawn))
     return net.to(config.device, memory_format=torch.channels_last)  # 1.3 times as fast
 
 
