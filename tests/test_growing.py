@@ -207,6 +207,32 @@ def test_the_part_of_order_in_a_spread():
     assert growing.order(shifted, meant) < 1e-4  # which way it is said is no order
 
 
+def test_evened_no_direction_is_louder_and_nothing_is_lost():
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator(1)))[0]
+    loud = torch.tensor([100.0, 10.0, 1.0, 0.1, 0.01, 0.0])  # the last is silent
+    x = (torch.randn(500, 6, generator=generator(2)) * loud) @ turn + 3
+    taught = torch.arange(500) < 400
+    even = growing.evened(x[:, None], taught)
+    assert even.shape == (500, 1, 5)
+    covariance = even[taught, 0].double().T.cov(correction=0)
+    assert (covariance - torch.eye(5)).abs().max() < 1e-3
+    back = torch.linalg.lstsq(even[:, 0], x - x[taught].mean(0)).solution
+    assert (even[:, 0] @ back - (x - x[taught].mean(0))).abs().max() < 1e-3
+
+
+def test_an_evened_run_tells_its_painters_so(tmp_path, monkeypatch):
+    real, told = growing.Trial.painted, []
+
+    def painted(self, text, *rest):
+        told.append(text[~self.hidden, 0])
+        return real(self, text, *rest)
+
+    monkeypatch.setattr(growing.Trial, "painted", painted)
+    recipes.run("growing_evened", tiny=True, out=str(tmp_path))
+    assert all((x.square().mean(0) - 1).abs().max() < 1e-3 for x in told)
+    assert len(told[0]) == 16 * len(WAYS) and told[0].shape[1] < 384
+
+
 @pytest.mark.parametrize("kind", TINY)
 def test_a_record_is_left_and_no_scene_of_the_test_was_learned(kind, tmp_path, monkeypatch):
     config, learned, asked = TINY[kind], [], []

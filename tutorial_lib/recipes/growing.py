@@ -35,6 +35,7 @@ from tutorial_lib.train import train
 WORDS_ALONE = -1  # of the language model's layers: not even the words' places are told
 SPREAD = 0.1  # of a picture's numbers around what they stand for
 HARMONICS = 6
+SILENT = 1e-5  # of the largest spread: a direction with less has none but rounding's
 RIDGE = 1e-3  # of a linear probe, beside sums over texts of numbers of size 1
 
 
@@ -44,7 +45,7 @@ class GrowingRun(TrainingRun):
 
     Texts speak of `images` scenes; those about a share `unseen` of them are kept from training and
     are the test. A reader is so many of the language model's `layers`, frozen. A painter that
-    `attends` looks at every word's features; else it is told their mean.
+    `attends` looks at every word's features; else it is told their mean, `evened` out if so.
     """
 
     images: int = 1680  # all that there are
@@ -52,6 +53,7 @@ class GrowingRun(TrainingRun):
     widths: tuple[int, ...] = (32, 64, 128)
     seeds: tuple[int, ...] = (0, 1, 2)
     attends: bool = False
+    evened: bool = False
     unseen: float = 0.2
     sampler_steps: int = 20
     ema_decay: float = 0.995
@@ -101,6 +103,20 @@ def told(read: Tensor, seen: Tensor, attends: bool) -> tuple[Tensor, Tensor]:
     words = read[seen].float()
     mean, size = words.mean(0), words.std(0).square().mean().sqrt()
     return ((read - mean) / size).to(read.dtype) * seen[..., None], seen
+
+
+def evened(text: Tensor, taught: Tensor) -> Tensor:
+    """Turn and scale vectors (N, 1, D) so that no direction is louder than another: whitening.
+
+    By the principal components of those that are `taught` (N,), (N, 1, rank): Bishop 2006,
+    section 12.1.3.
+    """
+    x = text[:, 0].double()
+    mean = x[taught].mean(0)
+    _, sizes, turn = torch.linalg.svd(x[taught] - mean, full_matrices=False)
+    kept = sizes > SILENT * sizes[0]
+    spread = sizes[kept] / taught.sum().sqrt()
+    return ((x - mean) @ turn[kept].T / spread).float()[:, None]
 
 
 class PoolingPainter(nn.Module):
@@ -220,7 +236,8 @@ class Trial:
     def told(self, layers: int) -> tuple[Tensor, Tensor]:
         """Return what painters are told of all texts by a reader of so many layers, and masks."""
         read = features(self.model, self.tokens, layers)
-        return told(read, self.tokens != FILLING, self.config.attends)
+        text, mask = told(read, self.tokens != FILLING, self.config.attends)
+        return (evened(text, ~self.hidden) if self.config.evened else text), mask
 
     def painted(
         self, text: Tensor, mask: Tensor, layers: int, width: int, seed: int

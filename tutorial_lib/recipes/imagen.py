@@ -73,6 +73,12 @@ IMAGEN = {
         **{"steps": 40_000, "batch_size": 512, "widths": (64, 128), "layers": (0, 1)},
         seeds=(0,),
     ),
+    "growing_evened": _growing(
+        "the mean of its features, every direction as loud as any other",
+        "if it is loudness that layers add, they are not needed",
+        **{"steps": 4000, "batch_size": 512, "widths": (64, 128), "layers": (-1, 0, 3)},
+        evened=True,
+    ),
     "growing_attended": _growing(
         "its features of every word",
         "the paper, as above",
