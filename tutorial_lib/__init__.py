@@ -8,8 +8,12 @@ exact denoiser (closed form, for a Gaussian mixture) and a learned one are the s
     denoiser                                          the hub: Prediction, Condition, Denoiser
     likelihood  losses  samplers  analytic            know only schedules and denoisers:
     solvers  dpm_solver  guidance                     what is minimised, and what is walked
-    networks/  autoencoder                            torch and `gaussian`; know no schedule
-    download  cifar10  data  metrics                  images and points, and how to judge them
+    networks/  autoencoder  first_stage               torch and `gaussian`; know no schedule
+    text  clip  lora  controlnet
+    latent  inpainting  cascade  unclip               a diffusion of something, beside something
+    download  cifar10  data  shape_world  subjects    images, points, scenes and captions,
+    captions  oracle  pretrained  wordings            and how to judge them
+    language_model  metrics
     interrupts  recorded  borrowed  ranks  checkpoints    what a run needs
     train                                             the loop
     recipes/                                          what is run
