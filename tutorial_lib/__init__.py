@@ -20,5 +20,5 @@ exact denoiser (closed form, for a Gaussian mixture) and a learned one are the s
     plotting  exercises/  checks  widgets             for notebooks: nothing above imports these
 
 A module imports from lines above its own and from modules to its left. The mathematics, the hub
-and what knows only these see no network; the lines from `download` on do.
+and what knows only these see no network; the lines from `latent` on do.
 """
