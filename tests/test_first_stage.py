@@ -169,5 +169,5 @@ def test_a_space_has_unit_spread_and_is_left_as_it_was_entered(config):
     space = latent_space(stage, x)
     z = space.enter(x)
     assert abs(z.std() - 1) < 1e-6
-    assert math.isclose(space.scale, 1 / float(stage.law(x).mean.std()), rel_tol=1e-6)
+    assert math.isclose(space.scale, 1 / stage.law(x).mean.std().item(), rel_tol=1e-6)
     assert (space.leave(z) - stage.decode(stage.law(x).mean)).abs().max() < 1e-9

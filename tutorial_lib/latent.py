@@ -34,4 +34,4 @@ def latent_space(stage: FirstStage, x: Tensor) -> LatentSpace:
 
     Rombach et al. 2022, appendix G.
     """
-    return LatentSpace(stage, float(1 / stage.law(x).mean.std()))
+    return LatentSpace(stage, 1 / stage.law(x).mean.std().item())

@@ -8,6 +8,7 @@ from tutorial_lib.networks.unet import UNetConfig
 from tutorial_lib.pretrained import BASE_NETWORK, CLIP_CONFIG
 from tutorial_lib.recipes import inpainting, shape_clip, shapes, text_guidance, text_to_image
 from tutorial_lib.recipes.cascade import CASCADE
+from tutorial_lib.recipes.control_catalogue import CONTROL
 from tutorial_lib.recipes.imagen import IMAGEN
 from tutorial_lib.recipes.inpainting import InpaintingRun
 from tutorial_lib.recipes.latent_catalogue import LATENTS
@@ -124,4 +125,5 @@ SHAPES = {
     **CASCADE,
     **IMAGEN,
     **LATENTS,
+    **CONTROL,
 }
