@@ -78,6 +78,8 @@ def test_true_pictures_obey_and_others_do_not(monkeypatch):
     monkeypatch.setattr(trial, "draw", lambda *args, **how: render(trial.scenes))
     found = trial.obeyed(None, "both", 0.0, said=True)
     assert min(found["followed"], found["caption"]) > 0.95 and found["iou"] > 0.9
+    monkeypatch.setattr(trial, "plain", lambda ema: None)
+    assert trial.look(None) == [found]
     monkeypatch.setattr(trial, "draw", lambda *args, **how: render(trial.scenes).roll(1, 0))
     found = trial.obeyed(None, "both", 0.0, said=True)
     assert found["followed"] < 0.2 and found["iou"] < 0.5

@@ -11,16 +11,15 @@ from torch import Generator, Tensor, nn
 
 from tutorial_lib import lora, pretrained
 from tutorial_lib.captions import all_claims, caption_tokens, holds
-from tutorial_lib.cifar10 import to_floats
 from tutorial_lib.controlnet import Controlled, ControlNet, depth_weights, resolution_weights
 from tutorial_lib.denoiser import Condition, Denoiser
 from tutorial_lib.dpm_solver import dpm_solver_pp_2m
 from tutorial_lib.guidance import ClassifierFree, StaticThreshold
-from tutorial_lib.losses import v_error
 from tutorial_lib.networks.fast import accelerate
 from tutorial_lib.networks.unet import UNet, initialise_unet
 from tutorial_lib.oracle import NEAR, Reading, read
 from tutorial_lib.pretrained import BASE_NETWORK, SCHEDULE, empty_caption
+from tutorial_lib.recipes import text_to_image
 from tutorial_lib.recipes.record import (
     Metrics,
     TrainingRun,
@@ -31,7 +30,7 @@ from tutorial_lib.recipes.record import (
     written_by,
 )
 from tutorial_lib.recipes.shapes import WORLD, scene_pool
-from tutorial_lib.recipes.text_to_image import SAMPLER_STEPS, denoiser
+from tutorial_lib.recipes.text_to_image import SAMPLER_STEPS, Watch, denoiser
 from tutorial_lib.samplers import final
 from tutorial_lib.schedule import log_snr_times
 from tutorial_lib.shape_world import (
@@ -44,7 +43,7 @@ from tutorial_lib.shape_world import (
     outlines,
 )
 from tutorial_lib.text import Captioned
-from tutorial_lib.train import Progress, train
+from tutorial_lib.train import train
 
 MAPS: dict[str, tuple[int, Callable[[Scenes], Tensor]]] = {
     "outlines": (1, outlines),
@@ -100,19 +99,12 @@ def mapped_pictures(config: ControlRun) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def objective(config: ControlRun) -> object:
-    """Return the loss of a batch of pixels, tokens and maps, (B,): the error in v, a mean."""
-    nothing = empty_caption(config.device).text
+    """Return the base's loss of a batch of pixels, tokens and maps, (B,), told the maps."""
 
-    def cost(net: nn.Module, batch: tuple[Tensor, ...], generator: Generator) -> Tensor:
-        pixels, tokens, maps = batch
-        x0 = to_floats(pixels).contiguous(memory_format=torch.channels_last)
-        t, u = torch.rand(2, len(x0), generator=generator, device=x0.device)
-        tokens = torch.where((u < config.unlabelled)[:, None], nothing, tokens)
-        cond = Condition(text=tokens, hint=maps.float() / 255)
-        t = t.double() ** config.time_power
-        return v_error(denoiser(net), x0, t, cond, generator=generator) / x0[0].numel()
+    def beside(x0: Tensor, generator: Generator, maps: Tensor) -> dict[str, Tensor]:
+        return {"hint": maps.float() / 255}
 
-    return cost
+    return text_to_image.objective(config, beside)
 
 
 def run_control(name: str, config: ControlRun, out: Path) -> Metrics:
@@ -122,7 +114,7 @@ def run_control(name: str, config: ControlRun, out: Path) -> Metrics:
         net.compile(dynamic=False, fullgraph=True)
     about = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
-    watch = Watch(config, out, trial)
+    watch = Watch(config, out, trial.look)
     result = train(net, data, objective(config), schedule, **about, watch=watch)
     kept = lora.trained(net, result.ema)
     save_weights(kept, out / "weights.safetensors", origin(name, config.device))
@@ -132,23 +124,6 @@ def run_control(name: str, config: ControlRun, out: Path) -> Metrics:
     trial.picture(plain, out / "samples.jpg")
     found |= {"parameters": sum(x.numel() for x in kept.values())}
     return write_metrics(out, name, config, found | {"seconds": round(result.seconds, 1)})
-
-
-class Watch:
-    """Write the log and, `looks` times in a run, what is obeyed: the jump comes between two."""
-
-    def __init__(self, config: ControlRun, out: Path, trial: Trial) -> None:
-        self.config, self.trial = config, trial
-        self.journal, self.curve = config.journal(out), []
-
-    def __call__(self, told: Progress) -> None:
-        """Be told how things stand, a hundred times in a run."""
-        self.journal(told)
-        tick, between = divmod(told.step, self.config.schedule().log_every)
-        if between or not self.config.looks or tick % (100 // self.config.looks):
-            return
-        shares = self.trial.obeyed(self.trial.plain(told.ema), "both", 0.0, said=True)
-        self.curve.append({"step": told.step, "loss": round(told.loss, 5), **shares})
 
 
 class Trial:
@@ -168,6 +143,10 @@ class Trial:
         net = controlled(self.config).eval().requires_grad_(False)
         net.load_state_dict(ema.state_dict())
         return net
+
+    def look(self, ema: nn.Module) -> list[Metrics]:
+        """Return what is obeyed at w = 0: the jump comes between two looks."""
+        return [self.obeyed(self.plain(ema), "both", 0.0, said=True)]
 
     def draw(self, net: Captioned, way: str, w: float, *, said: bool) -> Tensor:
         """Return pictures of all scenes, told their maps in one of the WAYS, or "none"."""

@@ -84,7 +84,7 @@ def run_latent(name: str, config: LatentRun, out: Path) -> Metrics:
     net, judge = fresh_network(config), LatentJudge(config, space)
     if config.compiled:
         net.compile(dynamic=False, fullgraph=True)
-    watch = Watch(config, out, judge)
+    watch = Watch(config, out, judge.look)
     about = {"checkpoint": config.checkpoint_in(out), "about": written_by(name)}
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
     result = train(net, data, objective(config), schedule, **about, watch=watch)

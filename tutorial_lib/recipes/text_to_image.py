@@ -40,7 +40,7 @@ from tutorial_lib.text import Captioned, TextConfig
 from tutorial_lib.train import Progress, train
 
 SAMPLER_STEPS = 25
-Told = Callable[[Tensor, Generator], dict[str, Tensor]]
+Told = Callable[..., dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def run_text_to_image(name: str, config: TextToImageRun, out: Path) -> Metrics:
         net.compile(dynamic=False, fullgraph=True)
     schedule = config.schedule(ema_decay=config.ema_decay, graph=config.graph)
     judge, found = CaptionJudge(config), {"data": WORLD}
-    watch = Watch(config, out, judge)
+    watch = Watch(config, out, judge.look)
     if config.steps_before:
         never = objective(replace(config, unlabelled=0.0))
         begun = train(net, data, never, replace(schedule, steps=config.steps_before))
@@ -117,32 +117,33 @@ def headline(found: Metrics) -> str:
 
 
 def objective(
-    config: Any, beside: Told = lambda x0, generator: {}, nothing: Tensor | None = None
+    config: Any, beside: Told = lambda x0, generator, *more: {}, nothing: Tensor | None = None
 ) -> object:
     """Return the loss of a batch of pixels and tokens, (B,): the error in v, a mean of pixels.
 
-    `beside` says, of pictures x0, what the network is told beside the caption; `nothing` (1, L)
-    is how its tokens spell the empty one.
+    `beside` says, of pictures x0 and what more a batch has, what the network is told beside the
+    caption; `nothing` (1, L) is how its tokens spell the empty one.
     """
     nothing = empty_caption(config.device).text if nothing is None else nothing
 
-    def cost(net: nn.Module, batch: tuple[Tensor, Tensor], generator: Generator) -> Tensor:
-        x0, tokens = batch  # pixels, or latents as they are
+    def cost(net: nn.Module, batch: tuple[Tensor, ...], generator: Generator) -> Tensor:
+        x0, tokens, *more = batch  # pixels, or latents as they are
         x0 = to_floats(x0) if x0.dtype == torch.uint8 else x0.float()
         x0 = x0.contiguous(memory_format=torch.channels_last)
         t, u = torch.rand(2, len(x0), generator=generator, device=x0.device)
         tokens = torch.where((u < config.unlabelled)[:, None], nothing, tokens)
-        t, cond = t.double() ** config.time_power, Condition(text=tokens, **beside(x0, generator))
+        t, told = t.double() ** config.time_power, beside(x0, generator, *more)
+        cond = Condition(text=tokens, **told)
         return v_error(denoiser(net), x0, t, cond, generator=generator) / x0[0].numel()
 
     return cost
 
 
 class Watch:
-    """Write the log and, `looks` times in a run, the shares of captions that are drawn right."""
+    """Write the log and, `looks` times in a run, what a `look` at the averaged weights finds."""
 
-    def __init__(self, config: TextToImageRun, out: Path, judge: CaptionJudge) -> None:
-        self.config, self.judge = config, judge
+    def __init__(self, config: Any, out: Path, look: Callable[[nn.Module], list[Metrics]]) -> None:
+        self.config, self.look = config, look
         self.journal, self.curve = config.journal(out), []
 
     def __call__(self, told: Progress) -> None:
@@ -151,12 +152,8 @@ class Watch:
         tick, between = divmod(told.step, self.config.schedule().log_every)
         if between or not self.config.looks or tick % (100 // self.config.looks):
             return
-        model, n = self.judge.model(told.ema), max(1, self.config.captions // 4)
-        for w in (0.0, 2.0):
-            shares = self.judge.shares(model, w, n)
-            self.curve.append(
-                {"step": told.step, "seconds": round(told.seconds), "w": w, **shares}
-            )
+        stands = {"step": told.step, "seconds": round(told.seconds)}
+        self.curve += [stands | found for found in self.look(told.ema)]
 
 
 class CaptionJudge:
@@ -175,6 +172,11 @@ class CaptionJudge:
     def network(self) -> nn.Module:
         """Return the run's network as it is before training."""
         return fresh_network(self.config)
+
+    def look(self, ema: nn.Module) -> list[Metrics]:
+        """Return the shares of a quarter of the captions that are drawn right, at w = 0 and 2."""
+        model, n = self.model(ema), max(1, self.config.captions // 4)
+        return [{"w": w, **self.shares(model, w, n)} for w in (0.0, 2.0)]
 
     def table(self, model: Denoiser) -> list[Metrics]:
         """Return the shares of captions drawn right at each of the run's scales."""
