@@ -120,6 +120,38 @@ def test_a_latent_run_scales_what_its_first_stage_left(records, tmp_path, monkey
     assert coded["scale"] != found["scale"]
 
 
+def test_shuffled_latents_lost_their_layout_alone(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "RESULTS", records)
+    config = recipes.RECIPES["shapes_latent_4_shuffled"].tiny
+    mixed, stage = latents.first_stage(config), latents.first_stage(TINY["latent_4"])
+    x = torch.rand(2, 3, 32, 32, generator=generator(1))
+    z, plain = mixed.law(x).mean, stage.law(x).mean
+    assert not torch.equal(z, plain)
+    assert torch.equal(z.flatten(2).sort().values, plain.flatten(2).sort().values)
+    channels = z.flatten(2)  # one order for all pictures and channels
+    places = [plain.flatten(2)[0, 0].tolist().index(v) for v in channels[0, 0].tolist()]
+    assert torch.equal(channels, plain.flatten(2)[:, :, places])
+    assert torch.equal(mixed.decode(z), stage.decode(plain))
+    found = recipes.run("shapes_latent_4_shuffled", tiny=True, out=str(tmp_path))
+    assert found["scale"] > 0
+
+
+def test_the_distance_is_to_the_scenes_that_the_captions_tell_of(monkeypatch):
+    judge = latents.LatentJudge(TINY["latent_4"], None)
+    told = next(iter(latents.scene_pool(8, seed=3, device="cpu", held_out=HELD_OUT)))
+    asked = []
+
+    def draw(model, tokens, w, steps):
+        asked.append((tokens, w))
+        return told[1].float() / 127.5 - 1
+
+    monkeypatch.setattr(judge, "draw", draw)
+    assert abs(judge.distance(None)) < 1e-6
+    assert torch.equal(asked[0][0], told[2]) and asked[0][1] == 0
+    monkeypatch.setattr(judge, "draw", lambda *a: -draw(*a))
+    assert judge.distance(None) > 0.01
+
+
 def test_without_a_stage_it_is_the_text_to_image_run(tmp_path):
     found = recipes.run("shapes_patches", tiny=True, out=str(tmp_path))
     assert "scale" not in found and found["table"][0]["w"] == 0

@@ -15,7 +15,7 @@ from tutorial_lib.recipes.record import Recipe
 STAGES = {  # by their factor: widths of the halvings, channels of the latents
     2: FirstStageConfig((64,), 3),
     4: FirstStageConfig((32, 64), 4),
-    8: FirstStageConfig((32, 64, 64), 8),
+    8: FirstStageConfig((32, 48, 64), 8),
 }
 
 
@@ -96,6 +96,10 @@ LATENTS = {
         f"shapes_kl_{f}_dear": _stage("whose latents cost what they tell", shape, 1e-2)
         for f, shape in STAGES.items()
     },
+    **{
+        f"shapes_kl_{f}_dearer": _stage("whose latents cost a hundred times that", shape, 1.0)
+        for f, shape in STAGES.items()
+    },
     "shapes_vq_4": _stage("whose latents are codes", replace(STAGES[4], codes=512), 1.0),
     "shapes_kl_4_perceptual": _stage(
         "which must look right to CLIP, too", STAGES[4], 1e-6, perceptual=300.0
@@ -111,6 +115,9 @@ LATENTS = {
         8,
         scaled=False,
         **_of(4, "shapes_kl_4"),
+    ),
+    "shapes_latent_4_shuffled": _latent(
+        "on latents, f = 4, whose places were shuffled", 8, shuffled=True, **_of(4, "shapes_kl_4")
     ),
     "shapes_latent_4_vq": _latent(
         "on latents before codes are chosen, f = 4", 8, **_of(4, "shapes_vq_4", codes=512)

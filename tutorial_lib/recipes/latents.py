@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from tutorial_lib import pretrained
 from tutorial_lib.cifar10 import to_floats
 from tutorial_lib.denoiser import Condition, Denoiser
 from tutorial_lib.dpm_solver import dpm_solver_pp_2m
 from tutorial_lib.first_stage import FirstStage, FirstStageConfig
+from tutorial_lib.gaussian import Gaussian
 from tutorial_lib.guidance import ClassifierFree
 from tutorial_lib.latent import LatentSpace, latent_space
+from tutorial_lib.metrics import frechet_distance_of_samples
 from tutorial_lib.pretrained import SCHEDULE
 from tutorial_lib.recipes.record import (
     RESULTS,
@@ -25,7 +28,7 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.recipes.shapes import WORLD, captioned_pictures
+from tutorial_lib.recipes.shapes import WORLD, captioned_pictures, scene_pool
 from tutorial_lib.recipes.text_to_image import (
     SAMPLER_STEPS,
     CaptionJudge,
@@ -36,6 +39,7 @@ from tutorial_lib.recipes.text_to_image import (
 )
 from tutorial_lib.samplers import final
 from tutorial_lib.schedule import log_snr_times
+from tutorial_lib.shape_world import HELD_OUT
 from tutorial_lib.train import train
 
 STARTED = 2000  # pictures that say how large latents are
@@ -47,22 +51,46 @@ class LatentRun(TextToImageRun):
     """Fix a text-to-image network that works on the latents of the first stage of a recipe.
 
     Without a `stage` it works on pictures. Latents are scaled to a standard deviation of 1, or, if
-    not `scaled`, taken as they are.
+    not `scaled`, taken as they are; `shuffled`, their places are put in one random order, so that
+    neighbours are no longer near each other.
     """
 
     stage: str = ""
     shape: FirstStageConfig | None = None
     scaled: bool = True
+    shuffled: bool = False
     scales: tuple[float, ...] = (0.0, 2.0)
     looks: int = 5
     batch_timed: int = 500
 
 
-def first_stage(config: LatentRun) -> FirstStage:
+def first_stage(config: LatentRun) -> FirstStage | Shuffled:
     """Return the first stage that the run's recipe left in its record, frozen."""
     stage = FirstStage(config.shape, generator=Generator().manual_seed(config.seed))
     stage.load_state_dict(load_weights(RESULTS / config.stage / "weights.safetensors")[0])
-    return stage.to(config.device).eval().requires_grad_(False)
+    stage = stage.to(config.device).eval().requires_grad_(False)
+    return Shuffled(stage, config.network.side, seed=config.seed) if config.shuffled else stage
+
+
+class Shuffled:
+    """A first stage whose latents (B, C, side, side) lost their layout, and nothing else."""
+
+    def __init__(self, stage: FirstStage, side: int, *, seed: int) -> None:
+        self.stage = stage
+        self.order = torch.randperm(side**2, generator=Generator().manual_seed(seed))
+
+    def law(self, x: Tensor) -> Gaussian:
+        """Return q(z|x), its places in the new order."""
+        law = self.stage.law(x)
+        return Gaussian(*(_reordered(part, self.order) for part in (law.mean, law.variance)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return pictures (B, 3, H, W) of latents in the new order."""
+        return self.stage.decode(_reordered(z, self.order.argsort()))
+
+
+def _reordered(z: Tensor, order: Tensor) -> Tensor:
+    return z.flatten(2)[:, :, order.to(z.device)].view_as(z)
 
 
 @torch.no_grad()
@@ -91,6 +119,7 @@ def run_latent(name: str, config: LatentRun, out: Path) -> Metrics:
     save_weights(result.ema, out / "weights.safetensors", origin(name, config.device))
     model = judge.model(result.ema)
     found |= {"table": judge.table(model), "curve": watch.curve, **judge.times(model)}
+    found |= {"fd_clip": judge.distance(model)}
     judge.picture(model, out / "samples.jpg")
     found |= {"parameters": sum(p.numel() for p in net.parameters())}
     return write_metrics(out, name, config, found | {"seconds": round(result.seconds, 1)})
@@ -121,6 +150,23 @@ class LatentJudge(CaptionJudge):
             z = final(dpm_solver_pp_2m(guided, z, times, Condition(text=rows)))
             made.append(self.space.leave(z).clamp(-1, 1))
         return torch.cat(made)
+
+    @torch.no_grad()
+    def distance(self, model: Denoiser) -> float:
+        """Return the Frechet distance, in CLIP's embeddings, of what is drawn to scenes told.
+
+        Captions of any number of objects, as in training, without guidance.
+        """
+        device = self.config.device
+        rows = 2 * self.config.captions
+        parts = scene_pool(rows, seed=self.config.seed + 3, device=device, held_out=HELD_OUT)
+        pixels, tokens = (torch.cat(column) for column in list(zip(*parts, strict=True))[1:])
+        clip = pretrained.clip(device)
+        seen = [
+            torch.cat([clip.image(part) for part in x.split(1000)]).double()
+            for x in (self.draw(model, tokens, 0.0, SAMPLER_STEPS), to_floats(pixels))
+        ]
+        return round(frechet_distance_of_samples(*seen), 5)
 
     @torch.no_grad()
     def times(self, model: Denoiser) -> Metrics:
