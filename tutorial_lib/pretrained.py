@@ -20,7 +20,9 @@ from tutorial_lib.captions import LENGTH, VOCABULARY, write_tokens
 from tutorial_lib.cascade import SuperResolver
 from tutorial_lib.clip import CLIP, CLIPConfig
 from tutorial_lib.denoiser import Condition, NetworkDenoiser
+from tutorial_lib.first_stage import FirstStage, FirstStageConfig
 from tutorial_lib.inpainting import Beside
+from tutorial_lib.latent import LatentSpace
 from tutorial_lib.networks.unet import UNet, UNetConfig
 from tutorial_lib.oracle import Oracle
 from tutorial_lib.schedule import CosineVP
@@ -62,6 +64,13 @@ SUPER_NETWORK = UNetConfig(
     augmented=True,
     clock_scale=250.0,
 )
+STAGES = {  # first stages by their factor: widths of the halvings, channels of the latents
+    2: FirstStageConfig((64,), 3),
+    4: FirstStageConfig((32, 64), 4),
+    8: FirstStageConfig((32, 48, 64), 8),
+}
+CODES = 512
+LATENT_SCALE = 2.148
 SCHEDULE = CosineVP()
 MINILM_WIDTH = 384
 RANK = 8  # of the changes that make other models of the base
@@ -154,6 +163,39 @@ def prior(device: str = "cpu") -> NetworkDenoiser:
     """
     net = Prior(PRIOR_CONFIG, generator=Generator())
     return NetworkDenoiser(_ready(net, "shapes_prior", device), SCHEDULE, "x0")
+
+
+def first_stage(factor: int, device: str = "cpu", *, codes: bool = False) -> FirstStage:
+    """Return a first stage of latent diffusion that makes sides smaller by 2, 4 or 8.
+
+    Recipes `shapes_kl_2`, `..._4` and `..._8`, or, with codes, `shapes_vq_4`. Raises WeightsError.
+    """
+    kind = "vq" if codes else "kl"
+    shape = replace(STAGES[factor], codes=CODES if codes else 0)
+    return _ready(FirstStage(shape, generator=Generator()), f"shapes_{kind}_{factor}", device)
+
+
+def latent_diffusion(device: str = "cpu") -> tuple[NetworkDenoiser, LatentSpace]:
+    """Return a denoiser of latents that reads captions' tokens, and the space they are in.
+
+    Recipe `shapes_latent_4`. Raises WeightsError.
+    """
+    net = captioned(latent_network(4), BASE_TEXT, generator=Generator())
+    inside = NetworkDenoiser(_ready(net, "shapes_latent_4", device), SCHEDULE, "v")
+    return inside, LatentSpace(first_stage(4, device), LATENT_SCALE)
+
+
+def latent_network(factor: int) -> UNetConfig:
+    """Return the base's shape for the latents of a first stage."""
+    side, channels = 32 // factor, STAGES[factor].channels
+    return replace(
+        BASE_NETWORK,
+        side=side,
+        patch=1,
+        attention=(side, side // 2),
+        in_channels=channels,
+        out_channels=channels,
+    )
 
 
 def captioned(network: UNetConfig, text: TextConfig, *, generator: Generator) -> Captioned:

@@ -6,17 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from tutorial_lib.first_stage import FirstStageConfig
-from tutorial_lib.pretrained import BASE_NETWORK
+from tutorial_lib.networks.unet import UNetConfig
+from tutorial_lib.pretrained import BASE_NETWORK, CODES, STAGES, latent_network
 from tutorial_lib.recipes import first_stages, latents
 from tutorial_lib.recipes.first_stages import FirstStageRun
 from tutorial_lib.recipes.latents import LatentRun
 from tutorial_lib.recipes.record import Recipe
 
-STAGES = {  # by their factor: widths of the halvings, channels of the latents
-    2: FirstStageConfig((64,), 3),
-    4: FirstStageConfig((32, 64), 4),
-    8: FirstStageConfig((32, 48, 64), 8),
-}
+WIDE = replace(STAGES[4], channels=8)
 
 
 def _narrow(shape: FirstStageConfig) -> FirstStageConfig:
@@ -48,20 +45,10 @@ def _stage(about: str, shape: FirstStageConfig, weight: float, **how: float) -> 
     )
 
 
-def _latent(about: str, side: int, *, patch: int = 1, **how: Any) -> Recipe:
-    """Return a recipe that trains a text-to-image network on latents of a side."""
-    shape = how.get("shape")
-    channels = shape.channels if shape else 3
-    network = replace(
-        BASE_NETWORK,
-        side=side,
-        patch=patch,
-        attention=(16, 8) if side // patch > 8 else (side // patch, side // patch // 2),
-        in_channels=channels,
-        out_channels=channels,
-    )
+def _latent(about: str, network: UNetConfig, **how: Any) -> Recipe:
+    """Return a recipe that trains a text-to-image network, on latents if there is a stage."""
     tiny = replace(network, channels=8, depth=1, attention=(), head_width=None)
-    little = how | ({"shape": _narrow(shape)} if shape else {})
+    little = how | ({"shape": _narrow(how["shape"])} if how else {})
     return Recipe(
         f"The text-to-image network {about}",
         "Rombach et al. 2022, sections 3.2 and 4.1",
@@ -83,8 +70,11 @@ def _latent(about: str, side: int, *, patch: int = 1, **how: Any) -> Recipe:
     )
 
 
-def _of(factor: int, name: str, **how: Any) -> dict[str, Any]:
-    return {"stage": name, "shape": replace(STAGES[factor], **how)}
+def _inside(about: str, factor: int, stage: str, *, codes: int = 0, **how: Any) -> Recipe:
+    """Return a recipe that trains on the latents that the recipe of a first stage leaves."""
+    shape = replace(STAGES[factor], codes=codes)
+    network = latent_network(factor)
+    return _latent(f"on latents, f = {factor}{about}", network, stage=stage, shape=shape, **how)
 
 
 LATENTS = {
@@ -100,26 +90,26 @@ LATENTS = {
         f"shapes_kl_{f}_dearer": _stage("whose latents cost a hundred times that", shape, 1.0)
         for f, shape in STAGES.items()
     },
-    "shapes_vq_4": _stage("whose latents are codes", replace(STAGES[4], codes=512), 1.0),
+    "shapes_kl_4_wide": _stage("with twice the channels", WIDE, 1e-6),
+    "shapes_vq_4": _stage("whose latents are codes", replace(STAGES[4], codes=CODES), 1.0),
     "shapes_kl_4_perceptual": _stage(
         "which must look right to CLIP, too", STAGES[4], 1e-6, perceptual=300.0
     ),
-    "shapes_pixels": _latent("on pixels, one by one", 32),
-    "shapes_patches": _latent("on pixels, four at a time", 32, patch=2),
-    **{
-        f"shapes_latent_{f}": _latent(f"on latents, f = {f}", 32 // f, **_of(f, f"shapes_kl_{f}"))
-        for f in STAGES
-    },
-    "shapes_latent_4_unscaled": _latent(
-        "on latents, f = 4, whose size is what it happens to be",
-        8,
-        scaled=False,
-        **_of(4, "shapes_kl_4"),
+    "shapes_pixels": _latent("on pixels, one by one", replace(BASE_NETWORK, patch=1)),
+    "shapes_patches": _latent("on pixels, four at a time", BASE_NETWORK),
+    **{f"shapes_latent_{f}": _inside("", f, f"shapes_kl_{f}") for f in STAGES},
+    "shapes_latent_4_unscaled": _inside(
+        ", whose size is what it happens to be", 4, "shapes_kl_4", scaled=False
     ),
-    "shapes_latent_4_shuffled": _latent(
-        "on latents, f = 4, whose places were shuffled", 8, shuffled=True, **_of(4, "shapes_kl_4")
+    "shapes_latent_4_shuffled": _inside(
+        ", whose places were shuffled", 4, "shapes_kl_4", shuffled=True
     ),
-    "shapes_latent_4_vq": _latent(
-        "on latents before codes are chosen, f = 4", 8, **_of(4, "shapes_vq_4", codes=512)
+    "shapes_latent_4_wide": _latent(
+        "on latents, f = 4, of twice the channels",
+        replace(latent_network(4), in_channels=WIDE.channels, out_channels=WIDE.channels),
+        stage="shapes_kl_4_wide",
+        shape=WIDE,
     ),
+    "shapes_latent_4_dear": _inside(", that cost what they tell", 4, "shapes_kl_4_dear"),
+    "shapes_latent_4_vq": _inside(", before codes are chosen", 4, "shapes_vq_4", codes=CODES),
 }
