@@ -20,6 +20,7 @@ from tutorial_lib.networks.embeddings import log_snr_features
 from tutorial_lib.networks.mlp import PointMLP, initialise
 from tutorial_lib.pretrained import SCHEDULE
 from tutorial_lib.recipes.record import Metrics, TrainingRun, write_metrics
+from tutorial_lib.recipes.shapes import WORLD
 from tutorial_lib.recipes.two_objects import (
     WAYS,
     of_words,
@@ -218,7 +219,7 @@ def run_growing(name: str, config: GrowingRun, out: Path) -> Metrics:
         for width in config.widths:
             table += [trial.painted(text, mask, layers, width, seed) for seed in config.seeds]
     blocks = trial.model.blocks
-    found = {"texts": len(trial.meant), "unseen": int(trial.hidden.sum()), "table": table}
+    found = {"data": WORLD, "texts": len(trial.meant), "unseen": int(trial.hidden.sum()), "table": table}
     found |= {"reader": {str(k): _size(blocks[: max(0, k)]) for k in config.layers}}
     found |= {"told": heard, "seconds": round(time.perf_counter() - began, 1)}
     return write_metrics(out, name, config, found)
