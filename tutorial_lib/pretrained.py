@@ -185,9 +185,9 @@ def latent_diffusion(device: str = "cpu") -> tuple[NetworkDenoiser, LatentSpace]
     return inside, LatentSpace(first_stage(4, device), LATENT_SCALE)
 
 
-def latent_network(factor: int) -> UNetConfig:
-    """Return the base's shape for the latents of a first stage."""
-    side, channels = 32 // factor, STAGES[factor].channels
+def latent_network(factor: int, side: int = 32) -> UNetConfig:
+    """Return the base's shape for the latents that a first stage makes of pictures of a side."""
+    side, channels = side // factor, STAGES[factor].channels
     return replace(
         BASE_NETWORK,
         side=side,

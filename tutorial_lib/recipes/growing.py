@@ -219,7 +219,12 @@ def run_growing(name: str, config: GrowingRun, out: Path) -> Metrics:
         for width in config.widths:
             table += [trial.painted(text, mask, layers, width, seed) for seed in config.seeds]
     blocks = trial.model.blocks
-    found = {"data": WORLD, "texts": len(trial.meant), "unseen": int(trial.hidden.sum()), "table": table}
+    found = {
+        "data": WORLD,
+        "texts": len(trial.meant),
+        "unseen": int(trial.hidden.sum()),
+        "table": table,
+    }
     found |= {"reader": {str(k): _size(blocks[: max(0, k)]) for k in config.layers}}
     found |= {"told": heard, "seconds": round(time.perf_counter() - began, 1)}
     return write_metrics(out, name, config, found)

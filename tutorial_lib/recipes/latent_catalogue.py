@@ -48,7 +48,7 @@ def _stage(about: str, shape: FirstStageConfig, weight: float, **how: float) -> 
 def _latent(about: str, network: UNetConfig, **how: Any) -> Recipe:
     """Return a recipe that trains a text-to-image network, on latents if there is a stage."""
     tiny = replace(network, channels=8, depth=1, attention=(), head_width=None)
-    little = how | ({"shape": _narrow(how["shape"])} if how else {})
+    little = how | ({"shape": _narrow(how["shape"])} if "shape" in how else {})
     return Recipe(
         f"The text-to-image network {about}",
         "Rombach et al. 2022, sections 3.2 and 4.1",
@@ -70,10 +70,12 @@ def _latent(about: str, network: UNetConfig, **how: Any) -> Recipe:
     )
 
 
-def _inside(about: str, factor: int, stage: str, *, codes: int = 0, **how: Any) -> Recipe:
+def _inside(
+    about: str, factor: int, stage: str, *, codes: int = 0, side: int = 32, **how: Any
+) -> Recipe:
     """Return a recipe that trains on the latents that the recipe of a first stage leaves."""
-    shape = replace(STAGES[factor], codes=codes)
-    network = latent_network(factor)
+    shape, how["side"] = replace(STAGES[factor], codes=codes), side
+    network = latent_network(factor, side)
     return _latent(f"on latents, f = {factor}{about}", network, stage=stage, shape=shape, **how)
 
 
@@ -112,4 +114,14 @@ LATENTS = {
     ),
     "shapes_latent_4_dear": _inside(", that cost what they tell", 4, "shapes_kl_4_dear"),
     "shapes_latent_4_vq": _inside(", before codes are chosen", 4, "shapes_vq_4", codes=CODES),
+    "shapes_large_pixels": _latent(
+        "on large pixels, four at a time", replace(BASE_NETWORK, side=64), side=64
+    ),
+    "shapes_large_patches": _latent(
+        "on large pixels, sixteen at a time", replace(BASE_NETWORK, side=64, patch=4), side=64
+    ),
+    **{
+        f"shapes_large_latent_{f}": _inside(" of large pictures", f, f"shapes_kl_{f}", side=64)
+        for f in (4, 8)
+    },
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from tutorial_lib import pretrained
 from tutorial_lib.cifar10 import to_floats
@@ -52,13 +53,14 @@ class LatentRun(TextToImageRun):
 
     Without a `stage` it works on pictures. Latents are scaled to a standard deviation of 1, or, if
     not `scaled`, taken as they are; `shuffled`, their places are put in one random order, so that
-    neighbours are no longer near each other.
+    neighbours are no longer near each other. Pictures have sides of `side`.
     """
 
     stage: str = ""
     shape: FirstStageConfig | None = None
     scaled: bool = True
     shuffled: bool = False
+    side: int = 32
     scales: tuple[float, ...] = (0.0, 2.0)
     looks: int = 5
     batch_timed: int = 500
@@ -101,7 +103,8 @@ def latents_of(space: LatentSpace, pixels: Tensor) -> Tensor:
 
 def run_latent(name: str, config: LatentRun, out: Path) -> Metrics:
     """Train the network, count what it draws right, take its times, and leave the record."""
-    pixels, tokens = captioned_pictures(config.images, seed=config.seed, device=config.device)
+    pool = {"seed": config.seed, "device": config.device, "side": config.side}
+    pixels, tokens = captioned_pictures(config.images, **pool)
     space, data, found = None, (pixels, tokens), {"data": WORLD}
     if config.stage:
         stage = first_stage(config)
@@ -133,9 +136,13 @@ class LatentJudge(CaptionJudge):
         self.space = space
 
     def draw(self, model: Denoiser, tokens: Tensor, w: float, steps: int) -> Tensor:
-        """Return pictures (N, 3, 32, 32) in [-1, 1] of captions, guided by w."""
+        """Return pictures (N, 3, 32, 32) in [-1, 1] of captions, made smaller for the oracle."""
+        return F.adaptive_avg_pool2d(self.paint(model, tokens, w, steps), 32)
+
+    def paint(self, model: Denoiser, tokens: Tensor, w: float, steps: int) -> Tensor:
+        """Return pictures in [-1, 1] of captions, guided by w, as large as they are drawn."""
         if self.space is None:
-            return super().draw(model, tokens, w, steps)
+            return super().paint(model, tokens, w, steps)
         shape = self.config.network
         generator = Generator(self.config.device).manual_seed(self.config.seed + 2)
         guided = ClassifierFree(model, w, null=self.null)  # latents have no bounds to keep to
@@ -175,7 +182,7 @@ class LatentJudge(CaptionJudge):
         seconds = []
         for _ in range(1 + TIMED):
             began = time.perf_counter()
-            self.draw(model, tokens, 2.0, SAMPLER_STEPS).sum().item()
+            self.paint(model, tokens, 2.0, SAMPLER_STEPS).sum().item()
             seconds.append(time.perf_counter() - began)
         return {"drawn_per_second": round(len(tokens) * TIMED / sum(seconds[1:]), 1)}
 

@@ -39,9 +39,9 @@ class OracleRun(TrainingRun):
 
 
 def scene_pool(
-    n: int, *, seed: int, device: str, held_out: Iterable[tuple[str, str]] = ()
+    n: int, *, seed: int, device: str, held_out: Iterable[tuple[str, str]] = (), side: int = 32
 ) -> Iterable[tuple[Scenes, Tensor, Tensor]]:
-    """Draw `n` scenes with their pixels (n, 3, 32, 32) and a caption's tokens each, in parts."""
+    """Draw `n` scenes with their pixels (n, 3, side, side) and captions' tokens, in parts."""
     generator = Generator(device).manual_seed(seed)
     pairs = tuple(held_out)
     with torch.device(device):
@@ -50,12 +50,12 @@ def scene_pool(
             scenes = draw_scenes(rows, generator=generator, held_out=pairs)
             claims = draw_claims(scenes, generator=generator)
             tokens = caption_tokens(claims, generator=generator)
-            yield scenes, to_pixels(render(scenes)), tokens
+            yield scenes, to_pixels(render(scenes, side)), tokens
 
 
-def captioned_pictures(n: int, *, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    """Return pixels (n, 3, 32, 32) and tokens (n, L) to train on, without pairs held out."""
-    parts = scene_pool(n, seed=seed, device=device, held_out=HELD_OUT)
+def captioned_pictures(n: int, *, seed: int, device: str, side: int = 32) -> tuple[Tensor, Tensor]:
+    """Return pixels (n, 3, side, side) and tokens (n, L) to train on, without pairs held out."""
+    parts = scene_pool(n, seed=seed, device=device, held_out=HELD_OUT, side=side)
     pixels, tokens = zip(*((p, t) for _, p, t in parts), strict=True)
     return torch.cat(pixels), torch.cat(tokens)
 

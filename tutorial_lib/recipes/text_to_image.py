@@ -218,7 +218,11 @@ class CaptionJudge:
             return claims, caption_tokens(claims, generator=generator)
 
     def draw(self, model: Denoiser, tokens: Tensor, w: float, steps: int) -> Tensor:
-        """Return pictures (N, 3, 32, 32) in [-1, 1] of captions, guided by w."""
+        """Return pictures (N, 3, 32, 32) in [-1, 1] of captions, for the oracle to read."""
+        return self.paint(model, tokens, w, steps)
+
+    def paint(self, model: Denoiser, tokens: Tensor, w: float, steps: int) -> Tensor:
+        """Return pictures in [-1, 1] of captions, guided by w, as large as they are drawn."""
         device = self.config.device
         generator = Generator(device).manual_seed(self.config.seed + 2)
         guided = StaticThreshold(ClassifierFree(model, w, null=self.null))
@@ -236,5 +240,5 @@ class CaptionJudge:
         rows = []
         for objects in ((1,), (2,), (3,)):
             _, tokens = self._captions(16, objects, HELD_OUT, False)
-            rows += [self.draw(model, tokens, w, SAMPLER_STEPS) for w in (0.0, 2.0)]
+            rows += [self.paint(model, tokens, w, SAMPLER_STEPS) for w in (0.0, 2.0)]
         save_sheet(torch.cat(rows), 16, path)
