@@ -40,8 +40,16 @@ def test_every_model_is_there():
     nets = [load().net for load in (*tuned, *whole, pretrained.super_resolver)]
     nets.append(pretrained.super_resolver(plain=True).net)
     nets += [pretrained.read_by_minilm(noisy=noisy).net for noisy in (False, True)]
+    nets += [pretrained.first_stage(factor) for factor in (2, 4, 8)]
+    inside, space = pretrained.latent_diffusion()
+    nets += [inside.net, space.stage]
     for net in (pretrained.oracle(), pretrained.clip(), pretrained.clip(noisy=True), *nets):
         assert not net.training and not any(p.requires_grad for p in net.parameters())
+
+
+def test_latents_have_the_size_of_their_record():
+    record = json.loads((RESULTS / "shapes_large_latent_4" / "metrics.json").read_text())
+    assert record["scale"] == pretrained.LATENT_SCALE
 
 
 def test_damaged_and_missing_weights_are_refused(tmp_path):
@@ -66,6 +74,23 @@ def test_what_a_recipe_trained_is_shipped(tmp_path):
     assert list(pretrained.checksums(folder)) == ["new" + ENDING]
     assert not (results / "new" / "weights.safetensors").exists()
     assert pretrained.weights("new", folder)["x"].tolist() == [1, 1, 1]
+
+
+def test_rounded_weights_are_near_and_smaller(tmp_path):
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    sizes = {}
+    for rounded in (False, True):
+        folder = tmp_path / str(rounded)
+        (folder / "new").mkdir(parents=True)
+        save_weights({"x": x}, folder / "new" / "weights.safetensors", {"recipe": "new"})
+        ship.ship(["new"], folder, folder, rounded=rounded)
+        packed = folder / ("new" + ENDING)
+        sizes[rounded], y = packed.stat().st_size, pretrained.weights("new", folder)["x"]
+        assert origin_of(packed)["recipe"] == "new"
+        most = 2**-8 + (2**-5 if rounded else 0)  # bfloat16 has 7 bits
+        assert ((y - x).abs() <= most * x.abs()).all()
+    bits = y.bfloat16().view(torch.int16).int()
+    assert (bits % 8 == 0).all() and sizes[True] < 0.85 * sizes[False]
 
 
 def saved(folder, value=1.0):

@@ -193,7 +193,9 @@ def test_the_list_gives_the_figures_on_record(tmp_path, monkeypatch, capsys):
 def test_every_record_can_be_listed(capsys):
     assert recipes.main(["--list"]) == 0
     listed, recorded = capsys.readouterr().out, record.RESULTS.glob("*/metrics.json")
-    assert listed.count("recorded:") == sum(p.parent.name in recipes.RECIPES for p in recorded) > 30
+    assert (
+        listed.count("recorded:") == sum(p.parent.name in recipes.RECIPES for p in recorded) > 30
+    )
 
 
 def test_the_readme_shows_the_recorded_runs():

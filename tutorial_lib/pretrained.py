@@ -1,7 +1,8 @@
 """The course's own models of the shape world, small enough to come with the package.
 
-Each was trained by the recipe of its name and is kept in bfloat16, packed, in `weights/`, beside
-the checksums that it must have. They are read as float32.
+Each was trained by the recipe of its name and is kept in bfloat16 (those of latent diffusion, to 4
+bits of mantissa), packed, in `weights/`, beside the checksums that it must have. They are read as
+float32.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ STAGES = {  # first stages by their factor: widths of the halvings, channels of 
     8: FirstStageConfig((32, 48, 64), 8),
 }
 CODES = 512
-LATENT_SCALE = 2.148
+LATENT_SCALE = 2.0359  # of shapes_large_latent_4's record
 SCHEDULE = CosineVP()
 MINILM_WIDTH = 384
 RANK = 8  # of the changes that make other models of the base
@@ -176,12 +177,12 @@ def first_stage(factor: int, device: str = "cpu", *, codes: bool = False) -> Fir
 
 
 def latent_diffusion(device: str = "cpu") -> tuple[NetworkDenoiser, LatentSpace]:
-    """Return a denoiser of latents that reads captions' tokens, and the space they are in.
+    """Return a denoiser of latents of 64 x 64 pictures, told captions' tokens, and their space.
 
-    Recipe `shapes_latent_4`. Raises WeightsError.
+    Recipe `shapes_large_latent_4`: latents are (B, 4, 16, 16). Raises WeightsError.
     """
-    net = captioned(latent_network(4), BASE_TEXT, generator=Generator())
-    inside = NetworkDenoiser(_ready(net, "shapes_latent_4", device), SCHEDULE, "v")
+    net = captioned(latent_network(4, 64), BASE_TEXT, generator=Generator())
+    inside = NetworkDenoiser(_ready(net, "shapes_large_latent_4", device), SCHEDULE, "v")
     return inside, LatentSpace(first_stage(4, device), LATENT_SCALE)
 
 
