@@ -149,8 +149,8 @@ Family = Callable[[Tensor], Distribution]
 def diagonal_gaussian(output: Tensor) -> Gaussian:
     """Read a network's output as means, then log-variances, along axis 1.
 
-    Kingma & Welling 2014, appendix C.2. Log-variances are kept to [-10, 10], which only a run
-    about to diverge would leave.
+    Kingma & Welling 2014, appendix C.2. Log-variances are kept to [-10, 10]: where latents
+    cost next to nothing their noise would vanish.
     """
     mean, log_variance = output.chunk(2, dim=1)
     return Gaussian(mean, log_variance.clamp(-10, 10).exp())
