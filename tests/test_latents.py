@@ -18,6 +18,7 @@ from tutorial_lib.latent import LatentSpace
 from tutorial_lib.losses import v_error
 from tutorial_lib.pretrained import clip
 from tutorial_lib.recipes import first_stages, latents
+from tutorial_lib.recipes.shapes import captioned_pictures
 from tutorial_lib.recipes.text_to_image import CaptionJudge, denoiser, objective
 from tutorial_lib.shape_world import HELD_OUT, draw_scenes
 
@@ -134,6 +135,17 @@ def test_shuffled_latents_lost_their_layout_alone(records, tmp_path, monkeypatch
     assert torch.equal(mixed.decode(z), stage.decode(plain))
     found = recipes.run("shapes_latent_4_shuffled", tiny=True, out=str(tmp_path))
     assert found["scale"] > 0
+
+
+def test_pixels_can_be_latents_of_size_one(tmp_path):
+    found = recipes.run("shapes_pixels_scaled", tiny=True, out=str(tmp_path))
+    config = recipes.RECIPES["shapes_pixels_scaled"].tiny
+    pixels, _ = captioned_pictures(config.images, seed=config.seed, device="cpu")
+    x = pixels.float() / 127.5 - 1
+    assert abs(found["scale"] * float(x.std()) - 1) < 1e-3
+    space = LatentSpace(latents.first_stage(config), found["scale"])
+    assert torch.allclose(space.enter(x), found["scale"] * x)
+    assert torch.allclose(space.leave(space.enter(x)), x, atol=1e-6)
 
 
 def test_the_distance_is_to_the_scenes_that_the_captions_tell_of(monkeypatch):

@@ -98,6 +98,9 @@ LATENTS = {
         "which must look right to CLIP, too", STAGES[4], 1e-6, perceptual=300.0
     ),
     "shapes_pixels": _latent("on pixels, one by one", replace(BASE_NETWORK, patch=1)),
+    "shapes_pixels_scaled": _latent(
+        "on pixels of size 1", replace(BASE_NETWORK, patch=1), stage="pixels"
+    ),
     "shapes_patches": _latent("on pixels, four at a time", BASE_NETWORK),
     **{f"shapes_latent_{f}": _inside("", f, f"shapes_kl_{f}") for f in STAGES},
     "shapes_latent_4_unscaled": _inside(

@@ -51,8 +51,8 @@ TIMED = 3  # batches of a sampler's steps whose time is taken, after one that is
 class LatentRun(TextToImageRun):
     """Fix a text-to-image network that works on the latents of the first stage of a recipe.
 
-    Without a `stage` it works on pictures. Latents are scaled to a standard deviation of 1, or, if
-    not `scaled`, taken as they are; `shuffled`, their places are put in one random order, so that
+    Without a `stage` it works on pictures; with the stage "pixels" on latents that are pictures.
+    Latents are scaled to a standard deviation of 1, or, if not `scaled`, taken as they are; `shuffled`, their places are put in one random order, so that
     neighbours are no longer near each other. Pictures have sides of `side`.
     """
 
@@ -66,12 +66,26 @@ class LatentRun(TextToImageRun):
     batch_timed: int = 500
 
 
-def first_stage(config: LatentRun) -> FirstStage | Shuffled:
+def first_stage(config: LatentRun) -> FirstStage | Shuffled | Pixels:
     """Return the first stage that the run's recipe left in its record, frozen."""
+    if config.stage == "pixels":
+        return Pixels()
     stage = FirstStage(config.shape, generator=Generator().manual_seed(config.seed))
     stage.load_state_dict(load_weights(RESULTS / config.stage / "weights.safetensors")[0])
     stage = stage.to(config.device).eval().requires_grad_(False)
     return Shuffled(stage, config.network.side, seed=config.seed) if config.shuffled else stage
+
+
+class Pixels:
+    """A first stage that does nothing."""
+
+    def law(self, x: Tensor) -> Gaussian:
+        """Return q(z|x), all of it at x."""
+        return Gaussian(x, 0.0)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return z."""
+        return z
 
 
 class Shuffled:
