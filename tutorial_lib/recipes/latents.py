@@ -52,8 +52,9 @@ class LatentRun(TextToImageRun):
     """Fix a text-to-image network that works on the latents of the first stage of a recipe.
 
     Without a `stage` it works on pictures; with the stage "pixels" on latents that are pictures.
-    Latents are scaled to a standard deviation of 1, or, if not `scaled`, taken as they are; `shuffled`, their places are put in one random order, so that
-    neighbours are no longer near each other. Pictures have sides of `side`.
+    Latents are scaled to a standard deviation of 1, or, if not `scaled`, taken as they are;
+    `shuffled`, their places are put in one random order, so that neighbours are no longer near
+    each other. Pictures have sides of `side`.
     """
 
     stage: str = ""
