@@ -23,6 +23,7 @@ from tutorial_lib.captions import (
     holds,
     read_tokens,
     relations,
+    write_named,
     write_tokens,
 )
 from tutorial_lib.shape_world import COLOURS, MOST, SHAPES, SIZES, draw_scenes
@@ -227,3 +228,14 @@ def test_likelihoods_of_the_rest_are_sums_over_what_may_be_said_of_how_things_li
     summed = torch.where(two, torch.stack(anything).sum(0), anything[0])
     rest = caption_likelihood(claims, scenes, related=False)
     assert torch.allclose(summed, rest, atol=1e-6)
+
+
+def test_a_name_stands_where_it_is_said():
+    tokens = write_named(["a [V] circle, a thing and a [V] ring", "a thing"], 99)
+    plain = write_tokens(["a red circle, a thing and a blue ring", "a thing"])
+    assert (tokens == 99).nonzero().tolist() == [[0, 2], [0, 9]]
+    assert torch.equal(tokens[1], plain[1])
+    rest = tokens != 99
+    assert torch.equal(tokens[rest], plain[rest])
+    with pytest.raises(ValueError, match="no caption has the word 'dog'"):
+        write_named(["a [V] dog"], 99)

@@ -10,7 +10,7 @@ exact denoiser (closed form, for a Gaussian mixture) and a learned one are the s
     solvers  dpm_solver  guidance                     what is minimised, and what is walked
     networks/  autoencoder  first_stage               torch and `gaussian`; know no schedule
     text  clip  lora  controlnet
-    latent  inpainting  cascade  unclip               a diffusion of something, beside something
+    latent  inpainting  cascade  unclip  dreambooth   a diffusion of something, beside something
     download  cifar10  data  shape_world  subjects    images, points, scenes and captions,
     captions  oracle  pretrained  wordings            and how to judge them
     language_model  metrics

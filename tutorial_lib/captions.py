@@ -24,6 +24,7 @@ _BETWEEN = (  # two wordings of each relation, and none
     *("above", "over", "below", "under", ""),
 )
 PAD, START, END = 0, 1, 2
+NAME = "[V]"  # stands in a caption for a word of a subject's own
 VOCABULARY = (
     *("<pad>", "<start>", "<end>", ",", "and", "a", "an", "picture", "of", "there", "is"),
     *("to", "the", "left", "right", "above", "over", "below", "under"),
@@ -224,6 +225,20 @@ def write_tokens(texts: Iterable[str]) -> Tensor:
         row = [START, *(_NUMBERS[word] for word in words), END]
         rows.append(row + [PAD] * (LENGTH - len(row)))
     return torch.tensor(rows)
+
+
+def write_named(texts: Iterable[str], token: int) -> Tensor:
+    """Return the tokens (B, LENGTH) of captions, with `token` wherever they say [V].
+
+    "a [V] circle": a name, and the noun of its class (Ruiz et al. 2023, section 3.2). Raises
+    ValueError as `write_tokens` does.
+    """
+    texts = list(texts)
+    tokens = write_tokens(text.replace(NAME, "thing") for text in texts)
+    for row, text in zip(tokens, texts, strict=True):
+        words = text.replace(",", " ,").split()
+        row[[1 + k for k, word in enumerate(words) if word == NAME]] = token
+    return tokens
 
 
 def _things(claims: Claims) -> Tensor:
