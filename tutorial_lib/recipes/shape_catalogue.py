@@ -15,6 +15,7 @@ from tutorial_lib.recipes.latent_catalogue import LATENTS
 from tutorial_lib.recipes.record import Recipe
 from tutorial_lib.recipes.shape_clip import CLIPRun
 from tutorial_lib.recipes.shapes import OracleRun
+from tutorial_lib.recipes.subject_catalogue import SUBJECT_LESSONS
 from tutorial_lib.recipes.text_guidance import TextGuidanceRun
 from tutorial_lib.recipes.text_to_image import TextToImageRun
 from tutorial_lib.recipes.unclip import UNCLIP
@@ -126,4 +127,5 @@ SHAPES = {
     **IMAGEN,
     **LATENTS,
     **CONTROL,
+    **SUBJECT_LESSONS,
 }
