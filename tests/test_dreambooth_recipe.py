@@ -80,3 +80,4 @@ def test_without_weight_the_class_teaches_nothing(monkeypatch):
     assert weights == [0, 0, 1, 1] and not torch.equal(ends[0.0], ends[1.0])
     begun = Lesson(TINY, SUBJECTS["kite"], "", 0).net.encoder.words.weight
     assert not torch.equal(ends[0.0][-1], begun[-1])
+    assert not any(p.requires_grad for p in taught.net.parameters())  # averages do not learn

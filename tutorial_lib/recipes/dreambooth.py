@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -44,7 +45,7 @@ class DreamBoothRun(TrainingRun):
 
     Of each it is shown `shown` pictures, and draws `own` of its class before it is tuned. Each
     subject, word, weight of prior preservation and seed is a run; all weights of the network
-    learn, with Adam and no average. Each thing that is asked is asked `tested` times, `looks`
+    learn, with Adam, and their average is tested: each thing that is asked `tested` times, `looks`
     times on the way.
     """
 
@@ -55,6 +56,7 @@ class DreamBoothRun(TrainingRun):
     shown: int = 4
     own: int = 200
     time_power: float = 0.4
+    ema_decay: float = 0.98
     tested: int = 96
     looks: int = 6
     sampler_steps: int = 25
@@ -86,7 +88,7 @@ class Lesson:
         self.oracle, self.null = pretrained.oracle(config.device), empty_caption(config.device)
         base = pretrained.text_to_image(config.device).net
         drawn = Generator().manual_seed(seed)
-        self.net = with_spare_words(base, 1, generator=drawn).requires_grad_(True)
+        self.net = with_spare_words(base, 1, generator=drawn)  # the average, which is tested
         self.model = NetworkDenoiser(self.net, SCHEDULE, "v")
         self.token = VOCABULARY.index(word) if word else len(VOCABULARY)
         self.own, self.of_class = (self._said(f"a {name}{subject.shape}") for name in ("[V] ", ""))
@@ -117,17 +119,22 @@ class Lesson:
         config, generator = self.config, self._rng(10)
         tokens = self.of_class.expand(config.own, -1)
         own = self.draw(tokens, 11), tokens
-        optimiser = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate)
+        net = copy.deepcopy(self.net).requires_grad_(True)
+        model, weights = NetworkDenoiser(net, SCHEDULE, "v"), list(net.parameters())
+        optimiser = torch.optim.Adam(weights, lr=config.learning_rate)
         curve, every = [self.look(0)], max(1, config.steps // config.looks)
         for step in range(1, config.steps + 1):
             x, said = beside(self.shown, own, config.batch_size, generator=generator)
             t = torch.rand(len(x), generator=generator, device=x.device).double()
             t = t**config.time_power
-            errors = v_error(self.model, x, t, Condition(text=said), generator=generator)
+            errors = v_error(model, x, t, Condition(text=said), generator=generator)
             loss = preserved(errors / x[0].numel(), config.batch_size, weight=weight)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            with torch.no_grad():
+                averages = list(self.net.parameters())
+                torch._foreach_lerp_(averages, weights, 1 - config.ema_decay)
             if step % every == 0:
                 curve.append(self.look(step))
         return curve
