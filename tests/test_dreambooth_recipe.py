@@ -38,6 +38,9 @@ def lesson():
 def test_it_is_shown_the_subject_by_a_word_that_is_new(lesson):
     pictures, tokens = lesson.shown
     assert (shows(pictures, lesson.subject) > SHOWN).all() and len(pictures) == 4
+    ground = pictures.flatten(2).median(2).values[..., None, None]
+    covered = ((pictures - ground).abs().amax(1) > 0.1).flatten(1).double().mean(1)
+    assert covered.min() > 0.06  # of the picture: a small one covers a third of that
     assert (tokens == len(VOCABULARY)).sum(1).tolist() == [1] * 4
     assert read_tokens(lesson.of_class) == ["a circle"]
     known = Lesson(TINY, SUBJECTS["ball"], "red", 0)

@@ -43,10 +43,10 @@ BESIDE = tuple(
 class DreamBoothRun(TrainingRun):
     """Fix which subjects a network is taught, one by one, by which words, and the tests.
 
-    Of each it is shown `shown` pictures, and draws `own` of its class before it is tuned. Each
-    subject, word, weight of prior preservation and seed is a run; all weights of the network
-    learn, with Adam, and their average is tested: each thing that is asked `tested` times, `looks`
-    times on the way.
+    Of each it is shown `shown` pictures, where it is large, and draws `own` of its class before it
+    is tuned. Each subject, word, weight of prior preservation and seed is a run; all weights of
+    the network learn, with Adam, and their average is tested: each thing that is asked `tested`
+    times, `looks` times on the way.
     """
 
     subjects: tuple[str, ...] = tuple(SUBJECTS)
@@ -92,8 +92,9 @@ class Lesson:
         self.model = NetworkDenoiser(self.net, SCHEDULE, "v")
         self.token = VOCABULARY.index(word) if word else len(VOCABULARY)
         self.own, self.of_class = (self._said(f"a {name}{subject.shape}") for name in ("[V] ", ""))
-        pictures = draw_subject(config.shown, subject, generator=drawn)[0].to(config.device)
-        self.shown: Told = pictures, self.own.expand(config.shown, -1)
+        pictures, scenes = draw_subject(20 * config.shown, subject, generator=drawn)
+        large = pictures[scenes.size[:, 0] == 1][: config.shown]
+        self.shown: Told = large.to(config.device), self.own.expand(config.shown, -1)
         with torch.device(config.device):
             scenes = draw_scenes(config.tested, generator=self._rng(7), held_out=HELD_OUT)
             self.claims = draw_claims(scenes, generator=self._rng(8))
