@@ -1,6 +1,6 @@
 """The course's own models of the shape world, small enough to come with the package.
 
-Each was trained by the recipe of its name and is kept in bfloat16 (those of latent diffusion, to 4
+Each was trained by the recipe of its name and is kept in bfloat16 (of latent diffusion some to 4
 bits of mantissa), packed, in `weights/`, beside the checksums that it must have. They are read as
 float32.
 """
@@ -70,7 +70,6 @@ STAGES = {  # first stages by their factor: widths of the halvings, channels of 
     4: FirstStageConfig((32, 64), 4),
     8: FirstStageConfig((32, 48, 64), 8),
 }
-CODES = 512
 LATENT_SCALE = 2.0359  # of shapes_large_latent_4's record
 SCHEDULE = CosineVP()
 MINILM_WIDTH = 384
@@ -166,14 +165,13 @@ def prior(device: str = "cpu") -> NetworkDenoiser:
     return NetworkDenoiser(_ready(net, "shapes_prior", device), SCHEDULE, "x0")
 
 
-def first_stage(factor: int, device: str = "cpu", *, codes: bool = False) -> FirstStage:
+def first_stage(factor: int, device: str = "cpu") -> FirstStage:
     """Return a first stage of latent diffusion that makes sides smaller by 2, 4 or 8.
 
-    Recipes `shapes_kl_2`, `..._4` and `..._8`, or, with codes, `shapes_vq_4`. Raises WeightsError.
+    Recipes `shapes_kl_2`, `..._4` and `..._8`. Raises WeightsError.
     """
-    kind = "vq" if codes else "kl"
-    shape = replace(STAGES[factor], codes=CODES if codes else 0)
-    return _ready(FirstStage(shape, generator=Generator()), f"shapes_{kind}_{factor}", device)
+    stage = FirstStage(STAGES[factor], generator=Generator())
+    return _ready(stage, f"shapes_kl_{factor}", device)
 
 
 def latent_diffusion(device: str = "cpu") -> tuple[NetworkDenoiser, LatentSpace]:

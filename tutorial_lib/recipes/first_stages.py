@@ -14,7 +14,6 @@ from tutorial_lib.captions import all_claims, holds
 from tutorial_lib.cifar10 import to_floats
 from tutorial_lib.first_stage import FirstStage, FirstStageConfig
 from tutorial_lib.gaussian import Gaussian
-from tutorial_lib.metrics import frechet_distance_of_samples
 from tutorial_lib.oracle import read
 from tutorial_lib.recipes.record import (
     Metrics,
@@ -25,7 +24,7 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.recipes.shapes import WORLD, scene_pool
+from tutorial_lib.recipes.shapes import WORLD, clip_distance, scene_pool
 from tutorial_lib.shape_world import HELD_OUT, Scenes, draw_scenes, render
 from tutorial_lib.train import train
 
@@ -131,15 +130,13 @@ def measured(stage: FirstStage, scenes: Scenes, x: Tensor, config: FirstStageRun
     square = (back - x).square().flatten(1).mean(1)
     with torch.device(config.device):
         right = holds(all_claims(scenes), read(pretrained.oracle(config.device), back))
-    clip = pretrained.clip(config.device)
-    seen = [torch.cat([clip.image(r) for r in y.split(1000)]).double() for y in (back, x)]
     found = {"numbers": z[0].numel(), "deviation": round(float(z.std()), 4)}
     found |= rate(stage, z) if stage.quantiser else {"bits": round(float(torch.cat(bits).mean()))}
     return found | {
         "psnr": round(float((10 * (4 / square).log10()).mean()), 3),
         "absolute": round(float((back - x).abs().mean()), 5),
         "right": round(float(right.double().mean()), 4),
-        "fd_clip": round(frechet_distance_of_samples(*seen), 5),
+        "fd_clip": clip_distance(back, x, config.device),
     }
 
 

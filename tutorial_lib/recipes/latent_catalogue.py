@@ -7,12 +7,13 @@ from typing import Any
 
 from tutorial_lib.first_stage import FirstStageConfig
 from tutorial_lib.networks.unet import UNetConfig
-from tutorial_lib.pretrained import BASE_NETWORK, CODES, STAGES, latent_network
+from tutorial_lib.pretrained import BASE_NETWORK, STAGES, latent_network
 from tutorial_lib.recipes import first_stages, latents
 from tutorial_lib.recipes.first_stages import FirstStageRun
 from tutorial_lib.recipes.latents import LatentRun
 from tutorial_lib.recipes.record import Recipe
 
+CODES = 512
 WIDE = replace(STAGES[4], channels=8)
 
 

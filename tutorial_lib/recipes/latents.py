@@ -10,7 +10,6 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from tutorial_lib import pretrained
 from tutorial_lib.cifar10 import to_floats
 from tutorial_lib.denoiser import Condition, Denoiser
 from tutorial_lib.dpm_solver import dpm_solver_pp_2m
@@ -18,7 +17,6 @@ from tutorial_lib.first_stage import FirstStage, FirstStageConfig
 from tutorial_lib.gaussian import Gaussian
 from tutorial_lib.guidance import ClassifierFree
 from tutorial_lib.latent import LatentSpace, latent_space
-from tutorial_lib.metrics import frechet_distance_of_samples
 from tutorial_lib.pretrained import SCHEDULE
 from tutorial_lib.recipes.record import (
     RESULTS,
@@ -29,7 +27,7 @@ from tutorial_lib.recipes.record import (
     write_metrics,
     written_by,
 )
-from tutorial_lib.recipes.shapes import WORLD, captioned_pictures, scene_pool
+from tutorial_lib.recipes.shapes import WORLD, captioned_pictures, clip_distance, scene_pool
 from tutorial_lib.recipes.text_to_image import (
     SAMPLER_STEPS,
     CaptionJudge,
@@ -183,12 +181,8 @@ class LatentJudge(CaptionJudge):
         rows = 2 * self.config.captions
         parts = scene_pool(rows, seed=self.config.seed + 3, device=device, held_out=HELD_OUT)
         pixels, tokens = (torch.cat(column) for column in list(zip(*parts, strict=True))[1:])
-        clip = pretrained.clip(device)
-        seen = [
-            torch.cat([clip.image(part) for part in x.split(1000)]).double()
-            for x in (self.draw(model, tokens, 0.0, SAMPLER_STEPS), to_floats(pixels))
-        ]
-        return round(frechet_distance_of_samples(*seen), 5)
+        made = self.draw(model, tokens, 0.0, SAMPLER_STEPS)
+        return clip_distance(made, to_floats(pixels), device)
 
     @torch.no_grad()
     def times(self, model: Denoiser) -> Metrics:

@@ -10,8 +10,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from tutorial_lib import pretrained
 from tutorial_lib.captions import all_claims, caption_tokens, draw_claims, holds
 from tutorial_lib.cifar10 import to_floats, to_pixels
+from tutorial_lib.metrics import frechet_distance_of_samples
 from tutorial_lib.oracle import Oracle, Reading, read, reading_error, shares_right
 from tutorial_lib.recipes.record import (
     Metrics,
@@ -58,6 +60,14 @@ def captioned_pictures(n: int, *, seed: int, device: str, side: int = 32) -> tup
     parts = scene_pool(n, seed=seed, device=device, held_out=HELD_OUT, side=side)
     pixels, tokens = zip(*((p, t) for _, p, t in parts), strict=True)
     return torch.cat(pixels), torch.cat(tokens)
+
+
+@torch.no_grad()
+def clip_distance(made: Tensor, real: Tensor, device: str) -> float:
+    """Return the Frechet distance of pictures (N, 3, 32, 32) and others in CLIP's embeddings."""
+    clip = pretrained.clip(device)
+    seen = [torch.cat([clip.image(part) for part in x.split(1000)]).double() for x in (made, real)]
+    return round(frechet_distance_of_samples(*seen), 5)
 
 
 def run_oracle(name: str, config: OracleRun, out: Path) -> Metrics:
